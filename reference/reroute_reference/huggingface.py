@@ -1,0 +1,108 @@
+"""A transformers model seen as blocks: the same few functions as the canonical decoder, its own layers called whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from reroute_spec import RerouteError
+from torch import Tensor, nn
+
+from .cache import RowCache
+from .families import check_decision_layer, text_decoder_of
+from .score import apply_rotary
+
+
+class HuggingFaceDecoder:
+    """The text decoder and head of a described transformers model.
+
+    Raises:
+        RerouteError: a family or attention implementation that is not described, or a model in training mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if model.training:
+            raise RerouteError("model", "is in training mode", "call model.eval() first")
+        self.model = model
+        self.decoder, self.parts = text_decoder_of(model)
+        config: Any = self.decoder.config
+        self.attention = str(config._attn_implementation)
+        if self.attention not in ("eager", "sdpa") and not self.attention.startswith("flash_attention"):
+            raise RerouteError(
+                "attn_implementation", f"{self.attention!r} is not described", "use eager, sdpa or flash_attention_*"
+            )
+        self.blocks: Any = getattr(self.decoder, self.parts.blocks)
+        self.num_layers = len(self.blocks)
+
+    def check_decision_layer(self, layer: int, field: str) -> None:
+        """Refuse a decision at a block without plain q/k attention."""
+        check_decision_layer(self.decoder, layer, field)
+
+    def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Embeddings of new tokens."""
+        embedding: Any = self.decoder.get_submodule("embed_tokens")
+        return embedding(tokens)  # type: ignore[no-any-return]
+
+    def rotary(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
+        """cos and sin of every position, by the model's own rotary module."""
+        probe: Any = next(self.decoder.parameters())
+        cos, sin = getattr(self.decoder, self.parts.rotary)(probe, position_ids=positions[None])
+        return cos[0], sin[0]
+
+    def query_key(
+        self, layer: int, hidden: Float[Tensor, "n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+    ) -> tuple[Float[Tensor, "H n h"], Float[Tensor, "K n h"]]:
+        """The block's own queries and keys of ``hidden``, normed, projected and rotated (RR-SCORE-001)."""
+        block = self.blocks[layer]
+        attention = getattr(block, self.parts.attention)
+        normed = getattr(block, self.parts.input_norm)(hidden)
+        projected = []
+        for projection, norm in (
+            (self.parts.query, self.parts.query_norm),
+            (self.parts.key, self.parts.key_norm),
+        ):
+            heads = getattr(attention, projection)(normed).unflatten(-1, (-1, attention.head_dim))  # [n, heads, h]
+            heads = heads if norm is None else getattr(attention, norm)(heads)
+            projected.append(apply_rotary(heads.transpose(0, 1), cos, sin))
+        return projected[0], projected[1]
+
+    def scaling(self, layer: int) -> float:
+        """Factor of the attention logits."""
+        return float(getattr(self.blocks[layer], self.parts.attention).scaling)
+
+    def block(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "n d"],
+        cos: Float[Tensor, "n h"],
+        sin: Float[Tensor, "n h"],
+        cache: RowCache,
+    ) -> Float[Tensor, "n d"]:
+        """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache."""
+        output = self.blocks[layer](
+            hidden[None],
+            attention_mask=self._mask(hidden, hidden.shape[0] + cache.rows(layer)),
+            position_embeddings=(cos[None], sin[None]),
+            position_ids=None,  # positions with gaps would look like packed sequences; rotary is already applied
+            past_key_values=cache.storage,
+        )
+        return (output[0] if isinstance(output, tuple) else output)[0]  # type: ignore[no-any-return]
+
+    def _mask(self, hidden: Float[Tensor, "n d"], total: int) -> Tensor | None:
+        """Bottom-right causal over ``total`` keys (RR-BLOCK-003); None where the backend makes just that itself."""
+        new = hidden.shape[0]
+        if self.attention.startswith("flash_attention") or (self.attention == "sdpa" and new in (1, total)):
+            return None
+        visible = torch.ones(new, total, dtype=torch.bool, device=hidden.device).tril(total - new)
+        lowest = torch.finfo(hidden.dtype).min
+        return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, lowest)[None, None]
+
+    def final_norm(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The norm after the last block."""
+        return getattr(self.decoder, self.parts.final_norm)(hidden)  # type: ignore[no-any-return]
+
+    def head(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """Logits of normed hidden states."""
+        model: Any = self.model
+        return model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]

@@ -1,0 +1,146 @@
+"""The reference's front door: `run` a batch, `generate` greedily. A batch is a loop over requests (RR-EQV-004)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from reroute_spec import RerouteError, RoutingTrace, Schedule
+from torch import Tensor, nn
+
+from .cache import RowCache
+from .decoder import CanonicalDecoder
+from .huggingface import HuggingFaceDecoder
+from .inputs import Decoder, Prompt, read_prompts
+from .precision import in_precision
+from .routing import Replay, RoutedRow, check_schedule, extend, route
+
+
+@dataclass(frozen=True)
+class RoutedOutput:
+    """A routed prefill.
+
+    Attributes:
+        logits: [B, S, V]. Under ``reroute`` row i of the padded input stands at i. Under ``delete`` [B, R, V] holds
+            the survivors, left-padded. Padding is NaN.
+        hidden_states: final hidden states after the last norm, laid out alike, [B, S, d] or [B, R, d].
+        kv_lengths: per block the rows its cache holds, the largest over the batch.
+        traces: one per request.
+        cache: one per request.
+        residuals: per request, the residual stream at every decision layer's input and after the last block.
+    """
+
+    logits: Float[Tensor, "B S V"]
+    hidden_states: Float[Tensor, "B S d"]
+    kv_lengths: tuple[int, ...]
+    traces: tuple[RoutingTrace, ...]
+    cache: tuple[RowCache, ...]
+    residuals: tuple[dict[int, Tensor], ...]
+
+
+@torch.no_grad()
+def run(
+    model: nn.Module | CanonicalDecoder,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    *,
+    decisions: Sequence[Replay] | None = None,
+    dtype: torch.dtype | None = None,
+) -> RoutedOutput:
+    """Prefill of a batch.
+
+    Args:
+        model: a described transformers model in eval mode, or a canonical decoder.
+        inputs: what the model's processor returns (see :func:`reroute_reference.inputs.read_prompts`).
+        schedule: what to decide where.
+        decisions: per request, the selection of every decision; they are run instead of the scores' own, and the
+            traces say what the scores would have selected.
+        dtype: compute in this precision on a copy of the model; ``torch.float64`` makes the oracle.
+
+    Raises:
+        RerouteError: what the schedule, the model or the inputs cannot mean, naming the field.
+    """
+    decoder = as_decoder(model, dtype)
+    prompts, routed = _route_batch(decoder, inputs, schedule, decisions)
+    hidden_states = [_padded(prompt, row, schedule) for prompt, row in zip(prompts, routed, strict=True)]
+    if schedule.action == "delete":
+        longest = max(len(states) for states in hidden_states)
+        hidden_states = [_nan_rows(states, longest, range(longest - len(states), longest)) for states in hidden_states]
+    stacked = torch.stack(hidden_states)
+    return RoutedOutput(
+        logits=decoder.head(stacked),
+        hidden_states=stacked,
+        kv_lengths=tuple(max(rows) for rows in zip(*(row.trace.kv_rows for row in routed), strict=True)),
+        traces=tuple(row.trace for row in routed),
+        cache=tuple(row.cache for row in routed),
+        residuals=tuple(row.residuals for row in routed),
+    )
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module | CanonicalDecoder, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
+) -> Int[Tensor, "B S+new"]:
+    """Greedy decoding: exactly ``max_new_tokens`` per request, end-of-sequence ignored, prompt and new tokens returned."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise RerouteError("max_new_tokens", f"{max_new_tokens!r}", "give an integer >= 1")
+    if not isinstance(inputs.get("input_ids"), Tensor):
+        raise RerouteError("inputs[input_ids]", "is missing", "generate returns the prompt's tokens and needs them")
+    decoder = as_decoder(model, None)
+    _, routed = _route_batch(decoder, inputs, schedule, None)
+    new_tokens = []
+    for row in routed:
+        last = row.hidden_states[-1:]
+        tokens: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            if tokens:
+                last = extend(decoder, row.cache, decoder.embed(tokens[-1]))  # no decision in decode  RR-KV-002
+            tokens.append(decoder.head(last).argmax(dim=-1))
+        new_tokens.append(torch.cat(tokens))
+    return torch.cat([inputs["input_ids"], torch.stack(new_tokens)], dim=1)
+
+
+@torch.no_grad()
+def forced_logits(
+    model: nn.Module | CanonicalDecoder, cache: RowCache, tokens: Int[Tensor, " n"], *, chunk: bool = False
+) -> Float[Tensor, "n V"]:
+    """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005)."""
+    decoder = as_decoder(model, None)
+    parts = [tokens] if chunk else list(tokens.split(1))
+    return torch.cat([decoder.head(extend(decoder, cache, decoder.embed(part))) for part in parts])
+
+
+def as_decoder(model: nn.Module | CanonicalDecoder, dtype: torch.dtype | None) -> Decoder:
+    """A model as the reference sees it, in ``dtype`` where one is given."""
+    if isinstance(model, CanonicalDecoder):
+        return model if dtype is None else CanonicalDecoder(model.config, model.weights, dtype)
+    if not isinstance(model, nn.Module):
+        raise RerouteError("model", f"is a {type(model).__name__}", "give a transformers model or a CanonicalDecoder")
+    return HuggingFaceDecoder(model if dtype is None else in_precision(model, dtype))
+
+
+def _route_batch(
+    decoder: Decoder, inputs: Mapping[str, Any], schedule: Schedule, decisions: Sequence[Replay] | None
+) -> tuple[list[Prompt], list[RoutedRow]]:
+    check_schedule(decoder, schedule)
+    prompts = read_prompts(decoder, inputs)
+    if decisions is not None and len(decisions) != len(prompts):
+        raise RerouteError("decisions", f"are for {len(decisions)} requests", f"the batch has {len(prompts)}")
+    replays = [None] * len(prompts) if decisions is None else decisions
+    return prompts, [route(decoder, p, schedule, replay) for p, replay in zip(prompts, replays, strict=True)]
+
+
+def _padded(prompt: Prompt, row: RoutedRow, schedule: Schedule) -> Tensor:
+    if schedule.action == "delete":
+        return row.hidden_states
+    return _nan_rows(row.hidden_states, prompt.padded_length, prompt.rows)
+
+
+def _nan_rows(states: Float[Tensor, "n d"], length: int, places: Any) -> Float[Tensor, "length d"]:
+    """``states`` at ``places`` of ``length`` rows; the rest is NaN, which nobody can mistake for an output."""
+    padded = states.new_full((length, states.shape[-1]), torch.nan)
+    padded[torch.as_tensor(places, device=states.device)] = states
+    return padded

@@ -1,0 +1,43 @@
+"""The score of a decision: how much the asking row attends each candidate, in the decision block's own terms (§5)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from reroute_spec import ScoreRule
+from torch import Tensor
+
+
+def apply_rotary(
+    x: Float[Tensor, "heads n h"], cos: Float[Tensor, "n r"], sin: Float[Tensor, "n r"]
+) -> Float[Tensor, "heads n h"]:
+    """Rotate the first ``r`` of ``h`` channels, pairing channel i with channel i + r / 2 (RR-BLOCK-005)."""
+    rotated, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotated.chunk(2, dim=-1)
+    return torch.cat([rotated * cos + torch.cat([-second, first], dim=-1) * sin, passed], dim=-1)
+
+
+def attention_scores(
+    query: Float[Tensor, "H n h"], keys: Float[Tensor, "K U h"], scaling: float, rule: ScoreRule
+) -> Float[Tensor, " U"]:
+    """One score per scored row: attention probability from the asking rows, reduced over rows, then over heads.
+
+    Args:
+        query: rotated queries of the last ``n`` scored rows, ``n = rule.n`` (the last prompt row alone for
+            ``query = last``), H query heads.
+        keys: rotated keys of all scored rows U, K key/value heads; query head h reads key head h // (H / K).
+        scaling: factor of the logits.
+        rule: reductions.
+
+    Returns:
+        Scores in float32 (float64 for the oracle); they sum to 1 under ``heads = mean``.
+    """
+    # q and k arrive rounded as the block rounds them; from here on at least float32 (RR-SCORE-003)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    keys = keys.to(wide).repeat_interleave(query.shape[0] // keys.shape[0], dim=0)  # [H, U, h]
+    logits = query.to(wide) @ keys.transpose(-1, -2) * scaling  # [H, n, U]
+    asking, scored = logits.shape[-2:]
+    visible = torch.ones(asking, scored, dtype=torch.bool, device=logits.device).tril(scored - asking)
+    probabilities = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)  # over all of U  RR-SCORE-002
+    per_head = probabilities.mean(dim=1)  # [H, U]
+    return per_head.mean(dim=0) if rule.heads == "mean" else per_head.amax(dim=0)  # RR-SCORE-004
