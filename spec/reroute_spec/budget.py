@@ -46,7 +46,9 @@ def parse_keep(value: object, field: str = "keep") -> Keep:
     else:
         ratio = value
     if not 0 < ratio <= 1:
-        raise RerouteError(field, f"the ratio {value} is outside (0, 1]", 'a ratio is a string in (0, 1], "1" keeps all')
+        raise RerouteError(
+            field, f"the ratio {value} is outside (0, 1]", 'a ratio is a string in (0, 1], "1" keeps all'
+        )
     return ratio
 
 
@@ -90,7 +92,11 @@ def budget(keep: Keep | str, n: int, *, min_keep: int = 1, pool: int | None = No
         The row count, exact: a ratio is never turned into a binary float.
     """
     exact = parse_keep(keep)
-    for name, value, least in (("n", n, 0), ("min_keep", min_keep, 1), ("pool", n if pool is None else pool, 0)):
+    for name, value, least in (
+        ("n", n, 0),
+        ("min_keep", min_keep, 1),
+        ("pool", n if pool is None else pool, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise RerouteError(name, f"{value!r} is no row count", f"give an integer >= {least}")
     rows = exact if isinstance(exact, int) else exact.numerator * n // exact.denominator

@@ -35,7 +35,11 @@ class CanonicalConfig:
 
     def __post_init__(self) -> None:
         if self.shape.head_dim % 2:
-            raise RerouteError("shape.head_dim", f"{self.shape.head_dim} is odd", "rotary embedding pairs halves: give an even size")
+            raise RerouteError(
+                "shape.head_dim",
+                f"{self.shape.head_dim} is odd",
+                "rotary embedding pairs halves: give an even size",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -96,7 +96,9 @@ def cost(plan: Plan, shape: DecoderShape, element_bytes: int = 2) -> Cost:
         element_bytes: bytes of one cached element, 2 for bfloat16 and float16.
     """
     if plan.num_layers != shape.num_layers:
-        raise RerouteError("shape.num_layers", f"{shape.num_layers}", f"the plan has {plan.num_layers} blocks")
+        raise RerouteError(
+            "shape.num_layers", f"{shape.num_layers}", f"the plan has {plan.num_layers} blocks"
+        )
     scored = {stage.first: stage for stage in plan.stages if stage.index > 0}
     survivors = {}  # rows alive at a decision: all of them unless its pool has already shrunk
     for stage in scored.values():
@@ -116,7 +118,10 @@ def _block(shape: DecoderShape, rows: int, scored_rows: int | None) -> BlockCost
         rows=rows,
         kv_rows=rows,
         projections=2 * rows * shape.hidden_size * (2 * query + 2 * key),
-        attention=2 * 2 * query * (rows * (rows + 1) // 2),  # causal: row i attends i + 1 rows, scores and values
+        attention=2
+        * 2
+        * query
+        * (rows * (rows + 1) // 2),  # causal: row i attends i + 1 rows, scores and values
         mlp=2 * rows * 3 * shape.hidden_size * shape.intermediate_size,
         scoring=scoring,
     )

@@ -87,7 +87,9 @@ def plan(
         raise RerouteError("visual", "is empty", "a prompt has at least one row")
     for row, flag in enumerate(visual):
         if flag is not True and flag is not False:
-            raise RerouteError(f"visual[{row}]", f"{flag!r} is a {type(flag).__name__}", "give True or False per row")
+            raise RerouteError(
+                f"visual[{row}]", f"{flag!r} is a {type(flag).__name__}", "give True or False per row"
+            )
     visual_rows = tuple(row for row, flag in enumerate(visual[:-1]) if flag)
     spans = _spans(schedule, visual, len(visual_rows), images)
     stages = _stages(schedule, num_layers, len(visual_rows), spans)
@@ -110,7 +112,9 @@ def _spans(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise RerouteError(f"images[{index}]", f"{count!r} is no feature count", "give an integer >= 1")
     if sum(counts) != flagged:
-        raise RerouteError("images", f"hold {sum(counts)} features", f"they must add up to the {flagged} visual rows")
+        raise RerouteError(
+            "images", f"hold {sum(counts)} features", f"they must add up to the {flagged} visual rows"
+        )
     spans, start = [], 0
     for count in counts:
         spans.append(range(start, min(start + count, routable)))
@@ -118,14 +122,18 @@ def _spans(
     return tuple(span for span in spans if len(span))
 
 
-def _stages(schedule: Schedule, num_layers: int, routable: int, spans: tuple[range, ...]) -> tuple[Stage, ...]:
+def _stages(
+    schedule: Schedule, num_layers: int, routable: int, spans: tuple[range, ...]
+) -> tuple[Stage, ...]:
     if routable == 0 or not schedule.decisions:  # nothing to decide: the request runs unrouted (RR-BUD-002)
         return (Stage(0, 0, num_layers - 1, routable),)
     starts = [decision.layer for decision in schedule.decisions]
     ends = [*(start - 1 for start in starts[1:]), num_layers - 1]
     stages = [Stage(0, 0, starts[0] - 1, routable)] if starts[0] > 0 else []
     pools = tuple(len(span) for span in spans)
-    for index, (decision, first, last) in enumerate(zip(schedule.decisions, starts, ends, strict=True), start=1):
+    for index, (decision, first, last) in enumerate(
+        zip(schedule.decisions, starts, ends, strict=True), start=1
+    ):
         budgets = tuple(
             budget(decision.keep, len(span), min_keep=schedule.min_keep, pool=pool)
             for span, pool in zip(spans, pools, strict=True)

@@ -53,7 +53,9 @@ def parse(chapters: Path) -> list[Rule]:
             if not separator or match["id"] in found:
                 raise ValueError(f"{chapter.name}: {match['id']} has no source or is there twice")
             texts = (" ".join(text.split()) for text in (statement, source))
-            found[match["id"]] = Rule(**match.groupdict(), **dict(zip(("statement", "source"), texts, strict=True)))
+            found[match["id"]] = Rule(
+                **match.groupdict(), **dict(zip(("statement", "source"), texts, strict=True))
+            )
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from .budget import Keep, format_keep, parse_keep
 from .errors import RerouteError, unknown
@@ -37,7 +37,9 @@ def _check_int(field_name: str, value: object, least: int) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RerouteError(field_name, f"{value!r} is not an integer >= {least}", f"give an integer >= {least}")
+        raise RerouteError(
+            field_name, f"{value!r} is not an integer >= {least}", f"give an integer >= {least}"
+        )
     return value
 
 
@@ -50,7 +52,9 @@ def _check_keys(path: str, data: object, known: list[str], required: Sequence[st
             raise unknown(f"{path}.{key}" if path else str(key), key, known)
     for key in required:
         if key not in data:
-            raise RerouteError(f"{path}.{key}" if path else key, "is missing", f"{where} needs {', '.join(required)}")
+            raise RerouteError(
+                f"{path}.{key}" if path else key, "is missing", f"{where} needs {', '.join(required)}"
+            )
     return data
 
 
@@ -93,7 +97,9 @@ class ScoreRule:
             _check_name(f"score.{name}", getattr(self, name))
         object.__setattr__(self, "n", _check_int("score.n", self.n, 1))
         if self.query == "last" and self.n != 1:
-            raise RerouteError("score.n", f"{self.n} rows with query 'last'", "use query 'last_n', or leave n out")
+            raise RerouteError(
+                "score.n", f"{self.n} rows with query 'last'", "use query 'last_n', or leave n out"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Schedule:
     action: Action
     decisions: tuple[Decision, ...]
     score: ScoreRule = ScoreRule()
-    pool: Pool = cast(Pool, None)  # filled in from the action
+    pool: Pool = None  # type: ignore[assignment]  # filled in from the action
     scope: Scope = "request"
     positions: Positions = "preserve"
     min_keep: int = 1
@@ -127,10 +133,14 @@ class Schedule:
         if not isinstance(self.label, str):
             raise RerouteError("label", f"is a {type(self.label).__name__}", "give a string")
         if isinstance(self.decisions, str) or not isinstance(self.decisions, Sequence):
-            raise RerouteError("decisions", f"is a {type(self.decisions).__name__}", "give a sequence of Decision")
+            raise RerouteError(
+                "decisions", f"is a {type(self.decisions).__name__}", "give a sequence of Decision"
+            )
         for index, decision in enumerate(self.decisions):
             if not isinstance(decision, Decision):
-                raise RerouteError(f"decisions[{index}]", f"is a {type(decision).__name__}", "give a Decision")
+                raise RerouteError(
+                    f"decisions[{index}]", f"is a {type(decision).__name__}", "give a Decision"
+                )
         object.__setattr__(self, "decisions", tuple(self.decisions))
         object.__setattr__(self, "min_keep", _check_int("min_keep", self.min_keep, 1))
         self._check_decisions()
@@ -160,15 +170,23 @@ class Schedule:
 
     def _check_combinations(self) -> None:
         if self.action == "delete" and self.pool == "all":
-            raise RerouteError("pool", "'all' with action 'delete'", "use 'survivors' (or leave pool out): removed rows are gone")
+            raise RerouteError(
+                "pool",
+                "'all' with action 'delete'",
+                "use 'survivors' (or leave pool out): removed rows are gone",
+            )
         if self.positions == "renumber" and self.action != "delete":
             raise RerouteError(
-                "positions", "'renumber' with action 'reroute'", "use 'preserve': only 'delete' can renumber rows"
+                "positions",
+                "'renumber' with action 'reroute'",
+                "use 'preserve': only 'delete' can renumber rows",
             )
         if self.score.source == "previous":
             if self.decisions and self.decisions[0].layer == 0:
                 raise RerouteError(
-                    "score.source", "'previous' with a decision at block 0", "decide from block 1 on, or use 'own'"
+                    "score.source",
+                    "'previous' with a decision at block 0",
+                    "decide from block 1 on, or use 'own'",
                 )
             if self.pool == "all" and len(self.decisions) > 1:
                 raise RerouteError(
@@ -200,7 +218,9 @@ class Schedule:
         data = _check_keys("", data, known, required=("action", "decisions"))
         if isinstance(data["decisions"], (str, Mapping)) or not isinstance(data["decisions"], Sequence):
             raise RerouteError(
-                "decisions", f"is a {type(data['decisions']).__name__}", "give a list of objects with layer and keep"
+                "decisions",
+                f"is a {type(data['decisions']).__name__}",
+                "give a list of objects with layer and keep",
             )
         decisions = []
         for index, entry in enumerate(data["decisions"]):
@@ -212,7 +232,9 @@ class Schedule:
         if rest.get("pool", "") is None:
             raise unknown("pool", None, _VOCABULARY["pool"])
         if "score" in data:
-            rest["score"] = ScoreRule(**_check_keys("score", data["score"], [f.name for f in fields(ScoreRule)]))
+            rest["score"] = ScoreRule(
+                **_check_keys("score", data["score"], [f.name for f in fields(ScoreRule)])
+            )
         return cls(decisions=tuple(decisions), **rest)
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,11 +272,15 @@ class Schedule:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RerouteError("schedule", f"{path} cannot be read ({error})", "give a readable UTF-8 JSON file") from None
+            raise RerouteError(
+                "schedule", f"{path} cannot be read ({error})", "give a readable UTF-8 JSON file"
+            ) from None
         try:
             data = json.loads(text, object_pairs_hook=_no_duplicates)
         except json.JSONDecodeError as error:
-            raise RerouteError("schedule", f"{path} is no JSON ({error})", "see schemas/schedule.json") from None
+            raise RerouteError(
+                "schedule", f"{path} is no JSON ({error})", "see schemas/schedule.json"
+            ) from None
         return cls.from_dict(data)
 
 

@@ -24,10 +24,14 @@ def select(scores: Sequence[float], k: int) -> list[int]:
         RerouteError: a NaN score (RR-SEL-005), or ``k`` out of range.
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= len(scores):
-        raise RerouteError("k", f"{k!r} of {len(scores)} candidates", f"give an integer from 0 to {len(scores)}")
+        raise RerouteError(
+            "k", f"{k!r} of {len(scores)} candidates", f"give an integer from 0 to {len(scores)}"
+        )
     for ordinal, score in enumerate(scores):
         if math.isnan(score):
-            raise RerouteError(f"scores[{ordinal}]", "is NaN", "a NaN is never ordered; find the block that made it")
+            raise RerouteError(
+                f"scores[{ordinal}]", "is NaN", "a NaN is never ordered; find the block that made it"
+            )
     best_first = sorted(range(len(scores)), key=lambda ordinal: (-scores[ordinal], ordinal))
     return sorted(best_first[:k])
 

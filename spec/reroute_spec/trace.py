@@ -40,13 +40,15 @@ class DecisionRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; tuples become lists."""
         return {
-            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value for f in fields(self)
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in fields(self)
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecisionRecord:
         """Reads what ``to_dict`` wrote."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def record(
     margins = []
     for span in plan.spans:
         places = [place for place, ordinal in enumerate(pool) if ordinal in span]
-        margins.append(margin([scores[p] for p in places], [i for i, p in enumerate(places) if pool[p] in chosen]))
+        margins.append(
+            margin([scores[p] for p in places], [i for i, p in enumerate(places) if pool[p] in chosen])
+        )
     return DecisionRecord(
         layer=_stage(plan, stage).first,
         stage=stage,
@@ -137,7 +141,9 @@ def record(
     )
 
 
-def check_selection(plan: Plan, stage: int, pool: Sequence[int], selected: Sequence[int], field: str) -> tuple[int, ...]:
+def check_selection(
+    plan: Plan, stage: int, pool: Sequence[int], selected: Sequence[int], field: str
+) -> tuple[int, ...]:
     """A given (replayed) selection, refused unless it is one this decision could have made.
 
     Raises:
@@ -145,10 +151,14 @@ def check_selection(plan: Plan, stage: int, pool: Sequence[int], selected: Seque
     """
     rows = tuple(selected)
     if list(rows) != sorted(set(rows)) or not set(rows) <= set(pool):
-        raise RerouteError(field, f"{list(rows)} is no ascending choice of candidates", f"choose from {list(pool)}")
+        raise RerouteError(
+            field, f"{list(rows)} is no ascending choice of candidates", f"choose from {list(pool)}"
+        )
     for span, k in zip(plan.spans, _stage(plan, stage).budgets, strict=True):
         if sum(row in span for row in rows) != k:
-            raise RerouteError(field, f"{list(rows)} does not hold {k} rows", f"the plan keeps {k} of span {span}")
+            raise RerouteError(
+                field, f"{list(rows)} does not hold {k} rows", f"the plan keeps {k} of span {span}"
+            )
     return rows
 
 

@@ -52,6 +52,8 @@ def preset(name: str, num_layers: int = _REFERENCE_DEPTH) -> Schedule:
     origin = "published" if published else f"scaled from {_REFERENCE_DEPTH} blocks"
     return Schedule(
         action=entry["action"],
-        decisions=tuple(Decision(layer, keep) for layer, keep in zip(layers, entry["keep"][tier], strict=True)),
+        decisions=tuple(
+            Decision(layer, keep) for layer, keep in zip(layers, entry["keep"][tier], strict=True)
+        ),
         label=f"{name}, {num_layers} blocks, {origin}",
     )

@@ -1,0 +1,36 @@
+# Every target makes .venv where it is missing. Nothing else is needed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format rules
+
+demo: $(STAMP)
+	$(BIN)/vlm-reroute conform --target optimized-torch
+	$(BIN)/vlm-reroute plan --preset reroute-fastv-192 --model llava-1.5-7b
+	@cat reroute-report/verdict.txt
+
+test: $(STAMP)
+	$(BIN)/pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# spec/reroute_spec/rules.json from the chapters
+rules: $(STAMP)
+	$(BIN)/python -m reroute_spec.rules spec
+
+# torch first: its pin takes the CPU build where one is at hand, and everything after it then finds it in place
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)

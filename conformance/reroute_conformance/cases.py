@@ -1,0 +1,275 @@
+"""Cases: small, plain, reproducible descriptions of what a target is given. A case is data; tensors come from seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, lru_cache
+from typing import Any, ClassVar, Self
+
+import torch
+from reroute_reference import CanonicalDecoder
+from reroute_reference.precision import in_precision
+from reroute_spec import DecoderShape, Schedule
+from reroute_spec.canonical import CanonicalConfig
+from torch import Tensor, nn
+
+from .protocol import Model
+from .tiny import PATCHES_PER_IMAGE, picture_inputs, tiny_llava, tiny_processor
+
+_NUM_SEEDED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of a batch: ``layout`` is a string of ``t`` (text) and ``v`` (visual) rows, or of ``t`` and ``I``
+    (a whole image) for a model with an image processor.
+    """
+
+    layout: str
+    seed: int = 0
+    pad_left: int = 0
+    pad_right: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every kind of case can do."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :func:`load_case` reads back."""
+        return {"kind": self.kind, **asdict(self)}
+
+    def digest(self) -> str:
+        """A short name of the content."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what ``to_dict`` wrote."""
+        return cls(**{f.name: data[f.name] for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class SelectCase(Case):
+    """Scores given as float32 bit patterns, so that signed zeros, subnormals and NaN survive JSON."""
+
+    kind: ClassVar[str] = "select"
+    bits: list[int] = field(default_factory=list)
+    k: int = 0
+
+    def scores(self) -> Tensor:
+        """The scores, [n] float32."""
+        return torch.tensor(self.bits, dtype=torch.int32).view(torch.float32)
+
+
+@dataclass(frozen=True)
+class RoutedCase(Case):
+    """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
+
+    routable_rule: ClassVar[str] = "RR-POOL-001"
+    schedule: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    new_tokens: int = 0
+    decisions: list[list[list[int]]] | None = None
+    poison: list[int] | None = None  # (request, real row) whose embedding is NaN
+
+    def routing(self) -> Schedule:
+        """The schedule."""
+        return Schedule.from_dict(self.schedule)
+
+    def model(self) -> Model:
+        """What the target is given."""
+        raise TypeError(f"{type(self).__name__} describes no model")
+
+    def reference_model(self, dtype: torch.dtype) -> nn.Module | CanonicalDecoder:
+        """The same model for the reference, in ``dtype``."""
+        raise TypeError(f"{type(self).__name__} describes no model")
+
+    def inputs(self) -> dict[str, Any]:
+        """The batch."""
+        raise TypeError(f"{type(self).__name__} describes no inputs")
+
+    def continuation(self) -> Tensor | None:
+        """Tokens to feed after the prefill, [B, T]."""
+        if not self.new_tokens:
+            return None
+        return torch.stack([_tokens(row.seed, self.vocabulary())[: self.new_tokens] for row in self.rows])
+
+    def vocabulary(self) -> int:
+        """Tokens below this may be fed."""
+        raise TypeError(f"{type(self).__name__} describes no vocabulary")
+
+    def only(self, request: int, *, padded: bool) -> Self:
+        """The case of one request alone, with or without its padding."""
+        row = self.rows[request]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["rows"] = [row if padded else Row(row.layout, row.seed)]
+        values["decisions"] = None if self.decisions is None else [self.decisions[request]]
+        return type(self)(**values)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what ``to_dict`` wrote."""
+        return super().from_dict({**data, "rows": [Row(**row) for row in data["rows"]]})
+
+
+@dataclass(frozen=True)
+class DecoderCase(RoutedCase):
+    """A batch of embeddings through a canonical decoder with seeded weights."""
+
+    kind: ClassVar[str] = "decoder"
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def canonical(self) -> CanonicalConfig:
+        """The decoder's configuration."""
+        return CanonicalConfig.from_dict(self.config)
+
+    def vocabulary(self) -> int:
+        """All tokens."""
+        return self.canonical().vocab_size
+
+    def model(self) -> Model:
+        """Configuration and weights, fresh tensors every time."""
+        return self.canonical(), {name: weight.clone() for name, weight in self._weights().items()}
+
+    def reference_model(self, dtype: torch.dtype) -> CanonicalDecoder:
+        """The canonical decoder in ``dtype``."""
+        return CanonicalDecoder(self.canonical(), self._weights(), dtype)
+
+    def inputs(self) -> dict[str, Any]:
+        """Embeddings, padded; padding holds large values, so that whoever reads it is found out."""
+        length = max(row.pad_left + len(row.layout) + row.pad_right for row in self.rows)
+        size = self.canonical().shape.hidden_size
+        embeds = torch.full((len(self.rows), length, size), 50.0)
+        visual, real = (torch.zeros(len(self.rows), length, dtype=torch.bool) for _ in range(2))
+        for index, row in enumerate(self.rows):
+            place = _place(row, length)
+            embeds[index, place] = torch.randn(_NUM_SEEDED_ROWS, size, generator=_generator(row.seed))[
+                : len(row.layout)
+            ]
+            visual[index, place] = torch.tensor([letter == "v" for letter in row.layout])
+            real[index, place] = True
+            if self.poison is not None and self.poison[0] == index:
+                embeds[index, place.start + self.poison[1]] = torch.nan
+        return {"inputs_embeds": embeds, "visual_mask": visual, "attention_mask": real.long()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return _canonical_weights(json.dumps(self.config, sort_keys=True), self.seed)
+
+
+@dataclass(frozen=True)
+class LlavaCase(RoutedCase):
+    """A batch through the tiny LLaVA, its images noise, or through its real processor with the drawn picture."""
+
+    kind: ClassVar[str] = "llava"
+    routable_rule: ClassVar[str] = "RR-POOL-002"
+    seed: int = 0
+    attention: str = "sdpa"
+    text: str = ""  # of the picture's question; rows are then what the processor makes of it
+
+    def vocabulary(self) -> int:
+        """Words only, no special tokens."""
+        return len(tiny_processor().tokenizer)
+
+    def model(self) -> nn.Module:
+        """A transformers model; the same object for every case of one seed, as a server would keep it."""
+        return _llava(self.seed, self.attention)
+
+    def reference_model(self, dtype: torch.dtype) -> nn.Module:
+        """The model in ``dtype``."""
+        return self.model() if dtype == torch.float32 else _wide_llava(self.seed)
+
+    def inputs(self) -> dict[str, Any]:
+        """What a processor returns."""
+        if self.text:
+            return picture_inputs(self.text, images=self.text.count("<image>"))
+        ids = [self._ids(row) for row in self.rows]
+        length = max(row.pad_left + len(i) + row.pad_right for row, i in zip(self.rows, ids, strict=True))
+        input_ids = torch.full((len(ids), length), tiny_processor().tokenizer.pad_token_id)
+        real = torch.zeros_like(input_ids)
+        pixels = []
+        for index, (row, tokens) in enumerate(zip(self.rows, ids, strict=True)):
+            place = _place(row, length, len(tokens))
+            input_ids[index, place], real[index, place] = tokens, 1
+            noise = torch.randn(4, 3, 84, 84, generator=_generator(row.seed))
+            pixels.append(noise[: row.layout.count("I")])
+        inputs = {"input_ids": input_ids, "attention_mask": real}
+        return {**inputs, "pixel_values": torch.cat(pixels)} if any(len(p) for p in pixels) else inputs
+
+    def _ids(self, row: Row) -> Tensor:
+        words = iter(_tokens(row.seed, self.vocabulary()).tolist())
+        image = [tiny_processor().image_token_id] * PATCHES_PER_IMAGE
+        return torch.tensor(
+            [token for letter in row.layout for token in (image if letter == "I" else [next(words)])]
+        )
+
+
+KINDS: dict[str, type[Case]] = {case.kind: case for case in (SelectCase, DecoderCase, LlavaCase)}
+
+
+def load_case(data: Mapping[str, Any]) -> Case:
+    """The case that ``to_dict`` wrote."""
+    return KINDS[data["kind"]].from_dict(data)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _tokens(seed: int, vocabulary: int) -> Tensor:
+    lowest = min(3, vocabulary - 1)  # past the special tokens
+    return torch.randint(lowest, vocabulary, (_NUM_SEEDED_ROWS,), generator=_generator(seed + 1))
+
+
+def _place(row: Row, length: int, size: int | None = None) -> slice:
+    """Where a request stands in its padded batch row; what its own padding leaves open is padded on its side."""
+    size = len(row.layout) if size is None else size
+    start = row.pad_left if row.pad_right else length - size
+    return slice(start, start + size)
+
+
+@lru_cache(maxsize=64)
+def _canonical_weights(config: str, seed: int) -> dict[str, Tensor]:
+    canonical, generator = CanonicalConfig.from_dict(json.loads(config)), _generator(seed)
+    weights = {}
+    for name, shape in canonical.weight_shapes().items():
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith("norm.weight"):
+            weights[name] = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            weights[name] = 0.5 * noise
+        else:  # wide queries and keys: attention far from uniform, so that selections have margins
+            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+            weights[name] = noise * gain / shape[-1] ** 0.5
+    return weights
+
+
+@cache
+def _llava(seed: int, attention: str) -> nn.Module:
+    model: nn.Module = tiny_llava(seed, attention=attention)
+    return model
+
+
+@cache
+def _wide_llava(seed: int) -> nn.Module:
+    return in_precision(_llava(seed, "sdpa"), torch.float64)
+
+
+def decoder_config(
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int = 8,
+    *,
+    attention_bias: bool = False,
+    qk_norm: bool = False,
+) -> dict[str, Any]:
+    """Data of a small canonical decoder."""
+    shape = DecoderShape(layers, 16, 24, heads, kv_heads, head_dim)
+    return CanonicalConfig(shape, vocab_size=23, attention_bias=attention_bias, qk_norm=qk_norm).to_dict()

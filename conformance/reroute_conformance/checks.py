@@ -1,0 +1,196 @@
+"""The checks: what is drawn, how it is judged, which rules it exercises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from reroute_spec import select
+
+from . import strategies
+from .cases import Case, LlavaCase, Row, SelectCase
+from .judge import MalformedError, Verdict, judge
+from .protocol import Target
+
+
+@dataclass(frozen=True)
+class Check:
+    """One family of cases.
+
+    Attributes:
+        name: shown in the report.
+        kind: ``select``, ``route`` or ``trace``.
+        profile: the profile it belongs to.
+        rules: MUST rules that a whole run of it has to exercise.
+        cases: strategy, or the fixed cases themselves.
+        examples: how many cases the default run draws.
+        judge: compares a target with the specification on one case.
+    """
+
+    name: str
+    kind: str
+    profile: str
+    rules: tuple[str, ...]
+    cases: st.SearchStrategy[Any] | tuple[Case, ...]
+    examples: int
+    judge: Callable[[Any, Target], Verdict]
+
+
+def judge_select(case: SelectCase, target: Target) -> Verdict:
+    """Integers must match exactly (RR-SEL-001 to RR-SEL-004)."""
+    verdict, scores = Verdict(), case.scores()
+    values = scores.tolist()
+    expected = select(values, case.k)
+    actual = target.select(scores.clone(), case.k)
+    if isinstance(actual, torch.Tensor):
+        actual = actual.tolist()
+    rows = list(actual)
+    if not all(isinstance(row, int) and 0 <= row < len(values) for row in rows):
+        raise MalformedError(f"select returned {rows}, expected integers from 0 to {len(values) - 1}")
+    threshold = min((values[row] for row in expected), default=None)
+    tied = threshold is not None and values.count(threshold) > sum(
+        values[row] == threshold for row in expected
+    )
+    exotic = any(value == 0 or value in (float("inf"), float("-inf")) for value in values)
+    verdict.exercised.update(
+        {"RR-SEL-001": 1, "RR-SEL-002": int(exotic), "RR-SEL-003": int(tied), "RR-SEL-004": 1}
+    )
+    if rows == expected:
+        return verdict
+    if len(rows) != case.k:
+        verdict.violate("RR-BUD-001", "select", f"{len(rows)} rows selected, k is {case.k}")
+    elif sorted(rows) == expected:
+        verdict.violate("RR-SEL-004", "select", f"{rows} is not ascending")
+    else:
+        first = min(set(rows) ^ set(expected))
+        score = values[first]
+        rule = "RR-SEL-001"
+        if score == threshold and sorted(values[r] for r in rows) == sorted(values[r] for r in expected):
+            rule = "RR-SEL-002" if score == 0 else "RR-SEL-003"
+        verb = "was selected, but should not be" if first in rows else "should be selected, but was not"
+        detail = f"first differing ordinal {first}: it {verb} (score {score!r}); expected {expected}, got {sorted(rows)}"
+        verdict.violate(rule, f"select, k = {case.k} of {len(values)}", detail)
+    return verdict
+
+
+def judge_nan(case: SelectCase, target: Target) -> Verdict:
+    """NaN is an error, never a selection (RR-SEL-005)."""
+    verdict = Verdict()
+    verdict.exercised["RR-SEL-005"] += 1
+    try:
+        rows = target.select(case.scores(), case.k)
+    except Exception:
+        return verdict
+    at = int(case.scores().isnan().int().argmax())
+    verdict.violate(
+        "RR-SEL-005", "select", f"score {at} is NaN, yet {list(rows)} was selected: NaN must be an error"
+    )
+    return verdict
+
+
+def judge_requests(case: LlavaCase, target: Target) -> Verdict:
+    """A request, then a text-only one on the same model, then the first again (RR-KV-006)."""
+    verdict = judge(case, target)
+    after = LlavaCase(case.schedule, [Row("tttt", 5)], 2, None, None, case.seed, case.attention)
+    for follow_up in (after, case):
+        again = judge(follow_up, target)
+        verdict.exercised["RR-KV-006"] += 1
+        verdict.exercised.update(again.exercised)
+        if again.violations and not verdict.violations:
+            first = again.violations[0]
+            verdict.violate("RR-KV-006", f"a later request: {first.where}", f"{first.detail} [{first.rule}]")
+    return verdict
+
+
+def judge_generation(case: LlavaCase, target: Target) -> Verdict:
+    """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
+    verdict = judge(case, target)
+    model, inputs, count = case.model(), case.inputs(), 6
+    tokens = target.generate(model, inputs, case.routing(), count)
+    length = inputs["input_ids"].shape[1]
+    if tuple(tokens.shape) != (1, length + count):
+        raise MalformedError(f"generate returned shape {list(tokens.shape)}, expected [1, {length + count}]")
+    new = tokens[:, length:]
+    row = target.run(model, inputs, case.routing(), continuation=new[:, :-1])[0]
+    greedy = torch.cat([row["logits"][-1:], row["decode_logits"]]).argmax(-1)
+    verdict.exercised["RR-KV-002"] += 1
+    if not torch.equal(greedy, new[0]):
+        step = int((greedy != new[0]).int().argmax())
+        detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
+        verdict.violate("RR-KV-002", "generation", detail)
+    return verdict
+
+
+def _pictures() -> tuple[LlavaCase, ...]:
+    question = "user : <image> where is the red ball ? assistant :"
+    two = "user : <image> <image> what colour is the box ? assistant :"
+    schedule = {
+        "reroute": [
+            {"layer": 1, "keep": "0.2644"},
+            {"layer": 3, "keep": "0.2644"},
+            {"layer": 6, "keep": "0.1"},
+        ],
+        "delete": [{"layer": 1, "keep": "0.5965"}, {"layer": 4, "keep": "0.1266"}],
+    }
+    return tuple(
+        LlavaCase(
+            schedule={"action": action, "decisions": decisions},
+            rows=[Row("t")],
+            new_tokens=2,
+            attention=attention,
+            text=text,
+        )
+        for action, decisions in schedule.items()
+        for text in (question, two)
+        for attention in ("sdpa", "eager")
+    )
+
+
+def checks() -> tuple[Check, ...]:
+    """All checks, in the order of the report."""
+    blocks = (
+        "RR-BLOCK-001",
+        "RR-BLOCK-002",
+        "RR-BLOCK-003",
+        "RR-BLOCK-007",
+        "RR-BLOCK-008",
+        "RR-KV-001",
+        "RR-NUM-001",
+    )
+    scores = ("RR-SCORE-001", "RR-SCORE-002", "RR-POOL-003", "RR-POOL-004", "RR-BUD-001", "RR-POOL-001")
+    d, routed = strategies.decoder_cases, judge
+    return (
+        Check(
+            "select",
+            "select",
+            "core",
+            ("RR-SEL-001", "RR-SEL-002", "RR-SEL-003", "RR-SEL-004"),
+            strategies.select_cases(),
+            400,
+            judge_select,
+        ),
+        Check("select-nan", "select", "core", ("RR-SEL-005",), strategies.nan_select_cases(), 50, judge_nan),
+        Check("trace", "trace", "core", (*scores, *blocks, "RR-BUD-002"), d(), 150, routed),
+        Check("trace-nan", "trace", "core", ("RR-SEL-005",), strategies.poisoned_cases(), 15, routed),
+        Check("route", "route", "stagewise", blocks, d(replay=True), 120, routed),
+        Check("trace-gqa", "trace", "gqa", (*scores, *blocks), d(gqa=True), 120, routed),
+        Check(
+            "trace-batch",
+            "trace",
+            "batch",
+            ("RR-EQV-004", "RR-EQV-005", "RR-BUD-002"),
+            d(batch=True),
+            100,
+            routed,
+        ),
+        Check(
+            "trace-cache", "trace", "cache", ("RR-KV-002", "RR-KV-004"), d(batch=True, cache=True), 80, routed
+        ),
+        Check(
+            "llava", "trace", "hf", ("RR-POOL-002", "RR-KV-006"), strategies.llava_cases(), 30, judge_requests
+        ),
+        Check("llava-picture", "trace", "hf", ("RR-POOL-002", "RR-KV-002"), _pictures(), 8, judge_generation),
+    )

@@ -1,0 +1,271 @@
+"""The command line. Heavy imports wait until a command needs them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from reroute_spec import Cost, Plan, Schedule
+    from rich.console import Console
+
+    from .runner import Report
+
+_HARNESS_ERROR = 3
+
+app = typer.Typer(
+    name="vlm-reroute",
+    help="Recoverable visual token routing: check an implementation, see what a schedule costs.",
+    epilog="Exit codes of conform and replay: 0 conforms, 1 fails, 2 incomplete, 3 wrong usage or a broken harness.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Target = Annotated[
+    str,
+    typer.Option(help="reference, optimized-torch, mutant:NAME, an entry point, or package.module:factory."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
+
+
+@app.command()
+def conform(
+    target: _Target,
+    profiles: Annotated[str, typer.Option(help="Comma-separated, or all that the target claims.")] = "all",
+    report: Annotated[Path, typer.Option(help="Folder for the report and failing cases.")] = Path(
+        "reroute-report"
+    ),
+    as_json: _Json = False,
+) -> None:
+    """Run the suite against a target and say whether it is Reroute."""
+    from .runner import EXIT_CODES, run_suite, save_failures, to_records
+    from .targets import load_target
+
+    chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
+    implementation = load_target(target)
+    _quiet_transformers()
+    with _progress() as on_check:
+        outcome = run_suite(implementation, chosen, on_check=on_check)
+    save_failures(outcome, target, report / "cases")
+    records = "".join(json.dumps(record) + "\n" for record in to_records(outcome, _versions()))
+    report.mkdir(parents=True, exist_ok=True)
+    path = report / "report.jsonl"
+    path.write_text(records, "utf-8")
+    (report / "verdict.txt").write_text(f"Report: {path}\n{_verdict(outcome)}\n", "utf-8")
+    if as_json:
+        sys.stdout.write(records)
+    else:
+        _print_report(outcome, path)
+    raise typer.Exit(EXIT_CODES[outcome.verdict])
+
+
+@app.command()
+def replay(
+    case: Annotated[Path, typer.Argument(help="A case that conform saved.")],
+    target: _Target,
+) -> None:
+    """Judge a saved case again."""
+    from .runner import replay_case
+    from .targets import load_target
+
+    _quiet_transformers()
+    verdict = replay_case(case, load_target(target))
+    for violation in verdict.violations:
+        typer.echo(f"{_title(violation.rule)}\n  {violation.where}: {violation.detail}")
+    typer.echo(f"{case}: {'FAILS' if verdict.violations else 'passes'}")
+    raise typer.Exit(1 if verdict.violations else 0)
+
+
+@app.command()
+def plan(
+    preset: Annotated[
+        str, typer.Option(help="A preset, or a path to a schedule in JSON.")
+    ] = "reroute-fastv-192",
+    model: Annotated[str, typer.Option(help="A decoder by name.")] = "llava-1.5-7b",
+    visual: Annotated[int, typer.Option(help="Routable visual rows.", min=0)] = 576,
+    text: Annotated[int, typer.Option(help="Text rows.", min=1)] = 65,
+    as_json: _Json = False,
+) -> None:
+    """Show what a schedule runs, caches and costs, block by block."""
+    from reroute_spec import DECODER_SHAPES, Schedule, cost
+    from reroute_spec import plan as make_plan
+    from reroute_spec.errors import unknown
+    from reroute_spec.plan import visual_flags
+
+    if model not in DECODER_SHAPES:
+        raise unknown("--model", model, list(DECODER_SHAPES))
+    shape = DECODER_SHAPES[model]
+    schedule = Schedule.load(preset, shape.num_layers)
+    request = make_plan(schedule, shape.num_layers, visual_flags(visual, text))
+    costs = cost(request, shape)
+    if as_json:
+        typer.echo(json.dumps(_plan_data(schedule, request, costs)))
+    else:
+        _print_plan(f"{schedule.label or preset} on {model}", request, costs)
+
+
+def main() -> None:
+    """Entry point: every refusal is one line on stderr and exit code 3, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        code = _HARNESS_ERROR
+        if hasattr(
+            error, "show"
+        ):  # a usage error of the command line library, which typer vendors or imports
+            error.show()
+            code = 0 if type(error).__name__ == "NoArgsIsHelpError" else code
+        elif hasattr(error, "remedy"):  # RerouteError
+            typer.echo(f"error: {error}", err=True)
+        else:
+            raise
+    sys.exit(code)
+
+
+def _quiet_transformers() -> None:
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("vlm-reroute", "torch", "transformers", "hypothesis")}
+
+
+def _progress() -> Any:
+    """A progress bar per check, on stderr."""
+    from collections.abc import Callable, Iterator
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .checks import Check
+
+    @contextmanager
+    def bars() -> Iterator[Callable[[Check, int], Callable[[], None]]]:
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+            def on_check(check: Check, total: int) -> Callable[[], None]:
+                task = progress.add_task(check.name, total=total)
+                return lambda: progress.advance(task)
+
+            yield on_check
+
+    return bars()
+
+
+def _title(rule: str) -> str:
+    from reroute_spec.rules import rules
+
+    return f"{rule}  {rules()[rule].title}"
+
+
+def _verdict(report: Report) -> str:
+    if report.verdict == "INCOMPLETE":
+        return f"INCOMPLETE: not exercised: {', '.join(report.missing)}"
+    if report.verdict == "FAILS":
+        return f"FAILS: {', '.join(dict.fromkeys(failure.violation.rule for failure in report.failures))}"
+    return f"CONFORMS ({', '.join(report.profiles)})"
+
+
+def _print_report(report: Report, path: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(title=f"{report.target} against the reference", title_justify="left")
+    for name in ("check", "profile", "examples", "decisions", "ambiguous", "seconds", "result"):
+        table.add_column(
+            name, justify="right" if name in ("examples", "decisions", "ambiguous", "seconds") else "left"
+        )
+    for result in report.results:
+        outcome = "[green]pass[/]" if result.failure is None else f"[red]{result.failure.violation.rule}[/]"
+        if result.failure is None and result.missing():
+            outcome = "[yellow]not exercised[/]"
+        counts = (result.examples, result.decisions, result.ambiguous)
+        cells = (str(count) if count else "" for count in counts)
+        table.add_row(result.check.name, result.check.profile, *cells, f"{result.seconds:.1f}", outcome)
+    console.print(table)
+    _print_failures(console, report)
+    console.print(f"Report: {path}", markup=False)
+    console.print(_verdict(report), markup=False, style="bold")
+
+
+def _print_failures(console: Console, report: Report) -> None:
+    for result in report.results:
+        if result.failure is not None:
+            violation = result.failure.violation
+            console.print(f"\n[red]{_title(violation.rule)}[/]")
+            console.print(f"  {violation.where}: {violation.detail}", markup=False)
+            if result.failure.replay:
+                console.print(f"  replay: {result.failure.replay}", markup=False)
+    if report.failures:
+        console.print()
+
+
+def _plan_data(schedule: Schedule, request: Plan, costs: Cost) -> dict[str, Any]:
+    return {
+        "schedule": schedule.to_dict(),
+        "rows": request.num_rows,
+        "visual_rows": request.num_visual,
+        "average_visual": float(request.average_visual),
+        "blocks": [{**vars(block), "flops": block.flops} for block in costs.blocks],
+        "flops": costs.flops,
+        "flops_ratio": float(costs.flops_ratio),
+        "kv_bytes": costs.kv_bytes,
+        "kv_ratio": float(costs.kv_ratio),
+    }
+
+
+def _print_plan(title: str, request: Plan, costs: Cost) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    text = request.num_rows - request.num_visual
+    title = f"{title}: {request.num_visual} visual + {text} text rows"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("blocks", "stage", "visual rows", "KV rows", "GFLOPs/block", "scoring", "KV MiB/block"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in request.stages:
+        decided, block = costs.blocks[stage.first], costs.blocks[stage.last]
+        first, last = str(stage.first), str(stage.last)
+        table.add_row(
+            first if first == last else f"{first} to {last}",
+            f"decision {stage.index}" if stage.index else "dense",
+            str(block.rows - text),
+            str(block.kv_rows),
+            f"{(block.flops - block.scoring) / 1e9:.2f}",
+            f"+{decided.scoring / 1e9:.2f}" if decided.scoring else "",
+            f"{block.kv_rows * costs.kv_row_bytes / 2**20:.2f}",
+        )
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    layers = request.num_layers
+    dense, full = costs.unrouted.flops * layers, costs.unrouted.kv_rows * layers * costs.kv_row_bytes
+    console.print("Rows a block runs are the rows it caches; scoring is paid once, at the decision's block.")
+    console.print(f"Average visual rows: {float(request.average_visual):.2f} of {request.num_visual}")
+    console.print(
+        f"Prefill: {costs.flops / 1e12:.2f} of {dense / 1e12:.2f} TFLOPs unrouted ({float(costs.flops_ratio):.1%})"
+    )
+    console.print(
+        f"KV cache: {costs.kv_bytes / 2**20:.1f} of {full / 2**20:.1f} MiB unrouted ({float(costs.kv_ratio):.1%})"
+    )

@@ -1,0 +1,295 @@
+"""Running the checks: the same cases in the same order every time, failures shrunk, saved and replayable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from reroute_spec import RerouteError
+from reroute_spec.rules import rules
+
+from .cases import Case, load_case
+from .checks import Check, checks
+from .judge import MalformedError, Verdict, Violation
+from .protocol import PROFILES, Target
+from .tolerance import AMBIGUOUS_SHARE
+
+CONFORMS, FAILS, INCOMPLETE, HARNESS_ERROR = "CONFORMS", "FAILS", "INCOMPLETE", "HARNESS ERROR"
+EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2, HARNESS_ERROR: 3}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A broken rule on its smallest case."""
+
+    violation: Violation
+    case: Case | None
+    path: Path | None = None
+    replay: str = ""
+
+
+@dataclass
+class CheckResult:
+    """What one check showed."""
+
+    check: Check
+    examples: int = 0
+    exercised: Counter[str] = field(default_factory=Counter)
+    decisions: int = 0
+    ambiguous: int = 0
+    failure: Failure | None = None
+    seconds: float = 0.0
+
+    def missing(self) -> list[str]:
+        """MUST rules that this check should have exercised but did not."""
+        return [rule for rule in self.check.rules if not self.exercised[rule]]
+
+
+@dataclass
+class Report:
+    """The outcome of a run."""
+
+    target: str
+    profiles: tuple[str, ...]
+    results: list[CheckResult]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """All failures, in the order of the checks."""
+        return [result.failure for result in self.results if result.failure is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """What was not exercised: rules of checks that ran, and profiles that the target does not claim."""
+        rules_missing = {
+            rule for result in self.results if result.failure is None for rule in result.missing()
+        }
+        return [
+            *(f"profile {name}" for name in ("core",) if name not in self.profiles),
+            *sorted(rules_missing),
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """CONFORMS, FAILS or INCOMPLETE."""
+        if self.failures:
+            return FAILS
+        return INCOMPLETE if self.missing else CONFORMS
+
+
+class _ViolationFoundError(Exception):
+    pass
+
+
+class _TargetRaisedError(Exception):
+    pass
+
+
+class _Guarded:
+    """A target whose exceptions are told apart from the suite's own."""
+
+    def __init__(self, target: Target) -> None:
+        self.name, self.profiles = target.name, target.profiles
+        self.select, self.run, self.generate = (
+            _guarded(method) for method in (target.select, target.run, target.generate)
+        )
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            raise _TargetRaisedError(f"{type(error).__name__}: {error}") from error
+
+    return call
+
+
+def run_check(
+    check: Check, target: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
+) -> CheckResult:
+    """Run one check until it is done or a violation is found and shrunk.
+
+    Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
+    """
+    result, started = CheckResult(check), time.perf_counter()
+    failing: dict[str, Failure] = {}  # by the case's digest
+    shrinks_left = 2 * check.examples  # counted, not timed: the smallest case is the same on every machine
+
+    def body(case: Case) -> None:
+        nonlocal shrinks_left
+        if not failing:
+            verdict = _judged(check, case, target)
+            result.examples += 1
+            result.exercised.update(verdict.exercised)
+            result.decisions += verdict.decisions
+            result.ambiguous += verdict.ambiguous
+            tick()
+        elif case.digest() not in failing and shrinks_left > 0:
+            shrinks_left -= 1
+            verdict = _judged(check, case, target)
+        else:
+            verdict = Verdict()
+        rule = next(iter(failing.values())).violation.rule if failing else None
+        broken = next((v for v in verdict.violations if rule in (None, v.rule)), None)
+        if broken is not None:
+            failing[case.digest()] = Failure(broken, case)
+        if case.digest() in failing:
+            result.failure = failing[case.digest()]  # shrinking ends with the smallest
+            raise _ViolationFoundError
+
+    with suppress(_ViolationFoundError):
+        _drive(check, body, examples)
+    if result.failure is None and result.decisions and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
+        detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
+        result.failure = Failure(Violation("RR-NUM-002", check.name, detail), case=None)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> None:
+    if isinstance(check.cases, tuple):
+        for case in check.cases:
+            body(case)
+        return
+    configured = settings(
+        max_examples=check.examples if examples is None else min(examples, check.examples),
+        derandomize=True,  # two runs of the same versions draw the same cases
+        database=None,
+        deadline=None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    configured(given(check.cases)(body))()
+
+
+def _judged(check: Check, case: Case, target: Target) -> Verdict:
+    """A verdict, whatever the target does: raising and malformed answers are its failures, not the suite's."""
+    try:
+        return check.judge(case, _Guarded(target))
+    except MalformedError as error:
+        return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])
+    except _TargetRaisedError as error:
+        return Verdict([Violation("RR-ERR-003", "valid input", f"the target raised {error}")])
+
+
+def run_suite(
+    target: Target,
+    profiles: Iterable[str] | None = None,
+    *,
+    examples: int | None = None,
+    on_check: Callable[[Check, int], Callable[[], None]] = lambda check, total: lambda: None,
+) -> Report:
+    """Run every check of the chosen profiles.
+
+    Args:
+        target: the implementation.
+        profiles: names of :data:`PROFILES`; those the target claims if omitted.
+        examples: cap on the examples of each check; None for the default run.
+        on_check: called with each check and its number of examples; returns what to call after each of them.
+
+    Raises:
+        RerouteError: a profile that is unknown, or that the target does not claim.
+    """
+    chosen = _chosen(target, profiles)
+    results = []
+    for check in checks():
+        if check.profile in chosen:
+            total = (
+                len(check.cases)
+                if isinstance(check.cases, tuple)
+                else min(check.examples, examples or check.examples)
+            )
+            results.append(run_check(check, target, examples, on_check(check, total)))
+    return Report(target.name, chosen, results)
+
+
+def _chosen(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
+    names = list(target.profiles if profiles is None else profiles)
+    for name in names:
+        if name not in PROFILES:
+            raise RerouteError("--profiles", f"{name!r} is not known", f"known: all, {', '.join(PROFILES)}")
+        if name not in target.profiles:
+            claimed = ", ".join(p for p in PROFILES if p in target.profiles)
+            raise RerouteError(
+                "--profiles", f"{target.name} does not claim {name!r}", f"it claims: {claimed}"
+            )
+    return tuple(name for name in PROFILES if name in names)
+
+
+def save_failures(report: Report, target_name: str, folder: Path) -> None:
+    """Write every failing case to ``folder`` and note the command that replays it."""
+    for result in report.results:
+        failure = result.failure
+        if failure is None or failure.case is None:
+            continue
+        path = folder / f"{result.check.name}-{failure.case.digest()}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {"check": result.check.name, "rule": failure.violation.rule, "case": failure.case.to_dict()}
+        path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        command = f"vlm-reroute replay {path} --target {target_name}"
+        result.failure = Failure(failure.violation, failure.case, path, command)
+
+
+def replay_case(path: Path, target: Target) -> Verdict:
+    """Judge a saved case again.
+
+    Raises:
+        RerouteError: a file that is no saved case.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        check = next(check for check in checks() if check.name == data["check"])
+        case = load_case(data["case"])
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise RerouteError(
+            "CASE", f"{path} is no saved case ({error!r})", "give a file that conform wrote"
+        ) from None
+    return _judged(check, case, target)
+
+
+def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:
+    """The report as JSON lines: a header, one line per check, a footer."""
+    header = {"record": "header", "target": report.target, "profiles": report.profiles, "versions": versions}
+    lines: list[dict[str, Any]] = [header]
+    for result in report.results:
+        line: dict[str, Any] = {
+            "record": "check",
+            "name": result.check.name,
+            "kind": result.check.kind,
+            "profile": result.check.profile,
+            "examples": result.examples,
+            "seconds": round(result.seconds, 3),
+            "exercised": {rule: count for rule, count in sorted(result.exercised.items()) if count},
+            "decisions": result.decisions,
+            "ambiguous": result.ambiguous,
+            "missing": result.missing(),
+        }
+        if result.failure is not None:
+            line["failure"] = describe(result.failure)
+        lines.append(line)
+    return [*lines, {"record": "footer", "verdict": report.verdict, "missing": report.missing}]
+
+
+def describe(failure: Failure) -> dict[str, Any]:
+    """A failure as plain data."""
+    violation = failure.violation
+    return {
+        "rule": violation.rule,
+        "title": rules()[violation.rule].title,
+        "where": violation.where,
+        "detail": violation.detail,
+        "case": None if failure.path is None else str(failure.path),
+        "replay": failure.replay,
+    }

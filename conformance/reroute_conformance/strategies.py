@@ -1,0 +1,155 @@
+"""Hypothesis strategies in the specification's own vocabulary: scores, token layouts, schedules, small decoders."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from hypothesis import strategies as st
+from reroute_spec import Schedule, plan
+
+from .cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config
+
+_SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-45, -1e-45, 1.1754943508222875e-38, 1.0, 0.5]
+
+
+def _bits(value: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+
+
+@st.composite
+def select_cases(draw: st.DrawFn) -> SelectCase:
+    """Scores with ties, neighbours one ulp apart, signed zeros, infinities and subnormals; k from 0 to n."""
+    special = st.sampled_from(_SPECIAL).map(_bits)
+    softmax_like = st.integers(0, 2**10).map(
+        lambda i: _bits(0.015625) + i // 128
+    )  # ties and 1-ulp neighbours
+    ordinary = st.floats(-2.0, 2.0, width=32).map(_bits)
+    element = draw(st.sampled_from([special, softmax_like, ordinary, special | softmax_like | ordinary]))
+    bits = draw(st.lists(element, min_size=1, max_size=40))
+    return SelectCase(bits=bits, k=draw(st.integers(0, len(bits))))
+
+
+@st.composite
+def nan_select_cases(draw: st.DrawFn) -> SelectCase:
+    """Scores of which at least one is NaN, of either sign."""
+    case = draw(select_cases())
+    at = draw(st.integers(0, len(case.bits) - 1))
+    nan = draw(st.sampled_from([0x7FC00000, -0x400000, 0x7F800001]))
+    return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=case.k)
+
+
+@st.composite
+def schedules(
+    draw: st.DrawFn, num_layers: int, *, scopes: tuple[str, ...] = ("request",), score_rules: bool = True
+) -> dict[str, Any]:
+    """Schedules that a decoder of ``num_layers`` blocks and today's implementations run."""
+    action = draw(st.sampled_from(["reroute", "reroute", "delete"]))
+    layers = sorted(draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        ratio = st.integers(1, 1000).map(lambda i: f"0.{i:04d}" if i < 1000 else "1")
+        keeps: list[Any] = draw(st.lists(ratio | st.just("1/3"), min_size=len(layers), max_size=len(layers)))
+        keeps = (
+            sorted(keeps, key=lambda keep: -(1 / 3 if keep == "1/3" else float(keep)))
+            if action == "delete"
+            else keeps
+        )
+    else:
+        keeps = draw(st.lists(st.integers(1, 6), min_size=len(layers), max_size=len(layers)))
+        keeps = sorted(keeps, reverse=True) if action == "delete" else keeps
+    data: dict[str, Any] = {
+        "action": action,
+        "decisions": [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)],
+        "scope": draw(st.sampled_from(scopes)),
+        "min_keep": draw(st.sampled_from([1, 1, 1, 2])),
+    }
+    if action == "reroute" and draw(st.integers(0, 4)) == 4:
+        data["pool"] = "survivors"
+    if score_rules and draw(st.integers(0, 3)) == 3:
+        n = draw(st.integers(1, 3))
+        data["score"] = {"query": "last_n", "n": n, "heads": draw(st.sampled_from(["mean", "max"]))}
+    return data
+
+
+def layouts(alphabet: str = "tvvv", max_size: int = 14) -> st.SearchStrategy[str]:
+    """Token layouts: text, visual, several images, ending in either, text only, a single row."""
+    return st.text(st.sampled_from(alphabet), min_size=1, max_size=max_size)
+
+
+@st.composite
+def batch_rows(draw: st.DrawFn, texts: st.SearchStrategy[str], *, batch: bool) -> list[Row]:
+    """Requests of a batch, each padded on one side, or one unpadded request."""
+    rows = []
+    for index in range(draw(st.integers(1, 4)) if batch else 1):
+        side = draw(st.sampled_from(["", "left", "right"])) if batch else ""
+        pad = draw(st.integers(1, 3)) if side else 0
+        left, right = (pad, 0) if side == "left" else (0, pad) if side == "right" else (0, 0)
+        rows.append(Row(draw(texts), draw(st.integers(0, 99)) * 10 + index, left, right))
+    return rows
+
+
+@st.composite
+def decoder_cases(
+    draw: st.DrawFn, *, gqa: bool = False, batch: bool = False, cache: bool = False, replay: bool = False
+) -> DecoderCase:
+    """Batches through small canonical decoders; the flags add what a profile exercises."""
+    layers = draw(st.integers(1, 5))
+    kv_heads = draw(st.sampled_from([1, 2])) if gqa else 2
+    config = decoder_config(
+        layers,
+        heads=kv_heads * draw(st.sampled_from([2, 4])) if gqa else 2,
+        kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([4, 8])) if gqa else 8,
+        attention_bias=gqa and draw(st.booleans()),
+        qk_norm=gqa and draw(st.booleans()),
+    )
+    rows = draw(batch_rows(layouts(), batch=batch))
+    schedule = draw(schedules(layers))
+    case = DecoderCase(
+        schedule=schedule,
+        rows=rows,
+        new_tokens=draw(st.integers(1, 3)) if cache else 0,
+        config=config,
+        seed=draw(st.integers(0, 7)),
+    )
+    if not replay:
+        return case
+    decisions = [draw(_choices(schedule, layers, row.layout)) for row in rows]
+    return DecoderCase(schedule, rows, case.new_tokens, decisions, None, config, case.seed)
+
+
+@st.composite
+def _choices(draw: st.DrawFn, schedule: dict[str, Any], num_layers: int, layout: str) -> list[list[int]]:
+    """Selections that the plan allows, drawn without regard to scores."""
+    request = plan(Schedule.from_dict(schedule), num_layers, [letter == "v" for letter in layout])
+    pool, chosen = list(range(request.num_visual)), []
+    for stage in request.stages:
+        if stage.index > 0:
+            rows = sorted(draw(st.permutations(pool))[: stage.kept])
+            chosen.append(rows)
+            pool = rows if Schedule.from_dict(schedule).pool == "survivors" else pool
+    return chosen
+
+
+@st.composite
+def poisoned_cases(draw: st.DrawFn) -> DecoderCase:
+    """A request with visual rows and a decision, one of whose embeddings is NaN where every scored row sees it."""
+    layout = "t" + draw(layouts("v", 8)) + "t"
+    config = decoder_config(3, heads=2, kv_heads=2)
+    layer = draw(st.integers(0, 2))
+    schedule = {"action": "reroute", "decisions": [{"layer": layer, "keep": draw(st.integers(1, 3))}]}
+    return DecoderCase(schedule, [Row(layout, draw(st.integers(0, 99)))], 0, None, [0, 0], config, 0)
+
+
+@st.composite
+def llava_cases(draw: st.DrawFn) -> LlavaCase:
+    """Batches through the tiny LLaVA: no, one or several images per request, touching or apart."""
+    texts = st.sampled_from(["tIttt", "ttItt", "tIItt", "tItItt", "ttt", "tI", "It"])
+    schedule = draw(schedules(8, scopes=("request", "image")))
+    return LlavaCase(
+        schedule=schedule,
+        rows=draw(batch_rows(texts, batch=True)),
+        new_tokens=draw(st.integers(0, 2)),
+        seed=draw(st.integers(0, 1)),
+        attention=draw(st.sampled_from(["sdpa", "eager"])),
+    )

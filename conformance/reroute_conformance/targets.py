@@ -1,0 +1,125 @@
+"""Finding targets, and the reference as a target of its own suite."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import torch
+from reroute_reference import CanonicalDecoder, forced_logits, generate, run
+from reroute_spec import RerouteError, Schedule, select
+from reroute_spec.errors import unknown
+from torch import Tensor, nn
+
+from .protocol import PROFILES, Model, Target
+
+
+class ReferenceTarget:
+    """The reference behind the target protocol; mutants are small overrides of it."""
+
+    name = "reference"
+    profiles = frozenset(PROFILES)
+
+    def select(self, scores: Tensor, k: int) -> Sequence[int]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        return select(scores.tolist(), k)
+
+    def run(
+        self,
+        model: Model,
+        inputs: Mapping[str, Any],
+        schedule: Schedule,
+        *,
+        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
+        continuation: Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        return observe(
+            CanonicalDecoder(*model) if isinstance(model, tuple) else model,
+            inputs,
+            schedule,
+            decisions,
+            continuation,
+        )
+
+    def generate(
+        self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
+    ) -> Tensor:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        return generate(model, inputs, schedule, max_new_tokens)
+
+
+def observe(
+    model: nn.Module | CanonicalDecoder,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    decisions: Sequence[Sequence[Sequence[int]]] | None,
+    continuation: Tensor | None,
+) -> list[dict[str, Any]]:
+    """One run of the reference in the form that :meth:`Target.run` returns."""
+    output = run(model, inputs, schedule, decisions=decisions)
+    observed = []
+    for row, trace in enumerate(output.traces):
+        cached = [output.cache[row].keys_values(layer) for layer in range(len(output.kv_lengths))]
+        logits = output.logits[row]
+        observed.append(
+            {
+                "trace": trace,
+                "residuals": output.residuals[row],
+                "logits": logits[~logits.isnan().all(-1)],
+                "keys": [keys.clone() for keys, _ in cached],
+                "values": [values.clone() for _, values in cached],
+                "decode_logits": torch.empty(0, logits.shape[-1], dtype=logits.dtype),
+            }
+        )
+        if continuation is not None:
+            observed[-1]["decode_logits"] = forced_logits(model, output.cache[row], continuation[row])
+    return observed
+
+
+def reference() -> Target:
+    """The reference as a target."""
+    return ReferenceTarget()
+
+
+def load_target(name: str) -> Target:
+    """A target by entry point name (group ``reroute.targets``), ``mutant:NAME``, or ``package.module:factory``.
+
+    Raises:
+        RerouteError: no such target, or an object that is none.
+    """
+    points = {point.name: point for point in entry_points(group="reroute.targets")}
+    if name in points:
+        factory = points[name].load()
+    elif name.startswith("mutant:"):
+        from .mutants import (
+            mutant,  # mutants are targets themselves: importing them at the top would be a cycle
+        )
+
+        return mutant(name.removeprefix("mutant:"))
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise RerouteError(
+                "--target", f"{name!r} cannot be loaded ({error})", "give package.module:factory"
+            ) from None
+    else:
+        raise unknown("--target", name, [*points, "mutant:NAME", "package.module:factory"])
+    target = factory()
+    missing = [
+        member for member in ("name", "profiles", "select", "run", "generate") if not hasattr(target, member)
+    ]
+    if missing:
+        raise RerouteError(
+            "--target", f"{name!r} has no {', '.join(missing)}", "see reroute_conformance.protocol.Target"
+        )
+    strange = set(target.profiles) - set(PROFILES)
+    if strange:
+        raise RerouteError(
+            f"{name}.profiles", f"{sorted(strange)} are unknown", f"known: {', '.join(PROFILES)}"
+        )
+    return cast(Target, target)
