@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from reroute_spec import Cost, Plan, Schedule
     from rich.console import Console
+    from rich.table import Table
 
     from .runner import Report
 
@@ -49,7 +50,7 @@ def conform(
 
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     implementation = load_target(target)
-    _quiet_transformers()
+    _prepare()
     with _progress() as on_check:
         outcome = run_suite(implementation, chosen, on_check=on_check)
     save_failures(outcome, target, report / "cases")
@@ -74,7 +75,7 @@ def replay(
     from .runner import replay_case
     from .targets import load_target
 
-    _quiet_transformers()
+    _prepare()
     verdict = replay_case(case, load_target(target))
     for violation in verdict.violations:
         typer.echo(f"{_title(violation.rule)}\n  {violation.where}: {violation.detail}")
@@ -113,7 +114,7 @@ def plan(
 def main() -> None:
     """Entry point: every refusal is one line on stderr and exit code 3, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -130,10 +131,13 @@ def main() -> None:
     sys.exit(code)
 
 
-def _quiet_transformers() -> None:
-    import os
+def _prepare() -> None:
+    """One thread: the suite's tensors are tiny, and their bits must not depend on how many cores are free."""
+    import torch
+    from transformers.utils import logging
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
 
 
 def _versions() -> dict[str, str]:
@@ -185,24 +189,34 @@ def _verdict(report: Report) -> str:
     return f"CONFORMS ({', '.join(report.profiles)})"
 
 
-def _print_report(report: Report, path: Path) -> None:
+def _table(title: str, left: int, *columns: str) -> Table:
+    """A plain table; the first ``left`` columns are text, the others numbers."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(title=f"{report.target} against the reference", title_justify="left")
-    for name in ("check", "profile", "examples", "decisions", "ambiguous", "seconds", "result"):
-        table.add_column(
-            name, justify="right" if name in ("examples", "decisions", "ambiguous", "seconds") else "left"
-        )
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _print_report(report: Report, path: Path) -> None:
+    console = _console()
+    columns = ("check", "profile", "result", "cases", "decisions", "ambiguous", "seconds")
+    table = _table(f"{report.target} against the reference", 3, *columns)
     for result in report.results:
         outcome = "[green]pass[/]" if result.failure is None else f"[red]{result.failure.violation.rule}[/]"
         if result.failure is None and result.missing():
             outcome = "[yellow]not exercised[/]"
-        counts = (result.examples, result.decisions, result.ambiguous)
-        cells = (str(count) if count else "" for count in counts)
-        table.add_row(result.check.name, result.check.profile, *cells, f"{result.seconds:.1f}", outcome)
+        counts = (result.examples, result.decisions, result.ambiguous if result.decisions else "")
+        cells = ("" if count == 0 and index == 1 else str(count) for index, count in enumerate(counts))
+        table.add_row(result.check.name, result.check.profile, outcome, *cells, f"{result.seconds:.1f}")
     console.print(table)
     _print_failures(console, report)
     console.print(f"Report: {path}", markup=False)
@@ -213,12 +227,11 @@ def _print_failures(console: Console, report: Report) -> None:
     for result in report.results:
         if result.failure is not None:
             violation = result.failure.violation
-            console.print(f"\n[red]{_title(violation.rule)}[/]")
+            console.print(f"[red]{_title(violation.rule)}[/]")
             console.print(f"  {violation.where}: {violation.detail}", markup=False)
             if result.failure.replay:
                 console.print(f"  replay: {result.failure.replay}", markup=False)
-    if report.failures:
-        console.print()
+            console.print()
 
 
 def _plan_data(schedule: Schedule, request: Plan, costs: Cost) -> dict[str, Any]:
@@ -236,15 +249,9 @@ def _plan_data(schedule: Schedule, request: Plan, costs: Cost) -> dict[str, Any]
 
 
 def _print_plan(title: str, request: Plan, costs: Cost) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     text = request.num_rows - request.num_visual
     title = f"{title}: {request.num_visual} visual + {text} text rows"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for name in ("blocks", "stage", "visual rows", "KV rows", "GFLOPs/block", "scoring", "KV MiB/block"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(title, 2, "blocks", "stage", "visual rows", "KV rows", "GFLOPs/block", "scoring", "KV MiB")
     for stage in request.stages:
         decided, block = costs.blocks[stage.first], costs.blocks[stage.last]
         first, last = str(stage.first), str(stage.last)
@@ -257,11 +264,11 @@ def _print_plan(title: str, request: Plan, costs: Cost) -> None:
             f"+{decided.scoring / 1e9:.2f}" if decided.scoring else "",
             f"{block.kv_rows * costs.kv_row_bytes / 2**20:.2f}",
         )
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     console.print(table)
     layers = request.num_layers
     dense, full = costs.unrouted.flops * layers, costs.unrouted.kv_rows * layers * costs.kv_row_bytes
-    console.print("Rows a block runs are the rows it caches; scoring is paid once, at the decision's block.")
+    console.print("A block caches the rows it runs; scoring is paid once, at the decision's block.")
     console.print(f"Average visual rows: {float(request.average_visual):.2f} of {request.num_visual}")
     console.print(
         f"Prefill: {costs.flops / 1e12:.2f} of {dense / 1e12:.2f} TFLOPs unrouted ({float(costs.flops_ratio):.1%})"

@@ -177,7 +177,7 @@ def _check_decisions(b: int, case: RoutedCase, request: Plan, trace: RoutingTrac
     return len(verdict.violations) == before
 
 
-def _judge_decision(
+def judge_decision(
     b: int, record: DecisionRecord, exact: DecisionRecord, request: Plan, tau: float, verdict: Verdict
 ) -> None:
     """A decision may differ from the oracle's in ambiguous rows only (RR-NUM-002)."""
@@ -229,7 +229,7 @@ def _judge_prefill(
         end = stage.last + 1
         where = f"request {b}, stage {stage.index} (blocks {stage.first} to {stage.last})"
         if stage.index > 0 and case.decisions is None:
-            _judge_decision(b, records[0][stage.index], records[1][stage.index], request, tau, verdict)
+            judge_decision(b, records[0][stage.index], records[1][stage.index], request, tau, verdict)
         for layer in range(stage.first, stage.last + 1):
             _judge_rows(b, layer, row, request, verdict)
             rule = "RR-BLOCK-002" if layer == stage.first else "RR-BLOCK-003"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -101,6 +102,8 @@ def load_target(name: str) -> Target:
         return mutant(name.removeprefix("mutant:"))
     elif ":" in name:
         module, _, attribute = name.partition(":")
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # a module in the working directory, as under `python -m`
         try:
             factory = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:

@@ -12,15 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Per dtype: floors of the two errors in units of ε, and the clamp of the ambiguity threshold τ."""
+    """Per dtype: the floor of both errors in units of ε, and the clamp of the ambiguity threshold τ."""
 
-    max_floor: float
-    rms_floor: float
+    floor: float
     tau_low: float
     tau_high: float
 
 
-TOLERANCES = {torch.float32: Tolerance(32, 8, 1e-5, 1e-4)}
+TOLERANCES = {torch.float32: Tolerance(64, 1e-5, 1e-4)}
 ERROR_FACTOR = 2.0
 AMBIGUOUS_SHARE = 0.05
 
@@ -60,11 +59,11 @@ def excess(actual: Tensor, plain: Tensor, oracle: Tensor) -> Excess | None:
     limits = {
         "largest": (
             errors.max(),
-            ERROR_FACTOR * plain_errors.max() + table.max_floor * eps * oracle.abs().max(),
+            ERROR_FACTOR * plain_errors.max() + table.floor * eps * oracle.abs().max(),
         ),
         "root-mean-square": (
             _rms(errors),
-            ERROR_FACTOR * _rms(plain_errors) + table.rms_floor * eps * _rms(oracle),
+            ERROR_FACTOR * _rms(plain_errors) + table.floor * eps * _rms(oracle),
         ),
     }
     for measure, (error, limit) in limits.items():

@@ -37,7 +37,9 @@ class CanonicalDecoder:
                 raise RerouteError(f"weights[{name}]", f"has shape {found}", f"expected {shapes.get(name)}")
         self.config = config
         self.num_layers = config.shape.num_layers
-        self.weights = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()}
+        self.weights = {
+            name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
+        }
         self.dtype = self.weights["norm.weight"].dtype
 
     def check_decision_layer(self, layer: int, field: str) -> None:
@@ -64,7 +66,9 @@ class CanonicalDecoder:
         normed = self._norm(block + "input_layernorm", hidden)
         query, key = (self._heads(f"{block}self_attn.{name}_proj", normed) for name in ("q", "k"))
         if self.config.qk_norm:
-            query, key = (self._norm(f"{block}self_attn.{name}_norm", x) for name, x in (("q", query), ("k", key)))
+            query, key = (
+                self._norm(f"{block}self_attn.{name}_norm", x) for name, x in (("q", query), ("k", key))
+            )
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
 
     def scaling(self, layer: int) -> float:
@@ -85,10 +89,15 @@ class CanonicalDecoder:
         value = self._heads(f"{name}self_attn.v_proj", self._norm(name + "input_layernorm", hidden))
         keys, values = (x[0] for x in cache.storage.update(key[None], value[None], layer))  # [K, m, h]
         group = self.config.shape.num_attention_heads // self.config.shape.num_key_value_heads
-        keys, values = keys.repeat_interleave(group, dim=0), values.repeat_interleave(group, dim=0)  # [H, m, h]
+        keys, values = (
+            keys.repeat_interleave(group, dim=0),
+            values.repeat_interleave(group, dim=0),
+        )  # [H, m, h]
         logits = query @ keys.transpose(-1, -2) * self.scaling(layer)  # [H, n, m]
         new, total = logits.shape[-2:]
-        visible = torch.ones(new, total, dtype=torch.bool).tril(total - new)  # bottom-right causal (RR-KV-005)
+        visible = torch.ones(new, total, dtype=torch.bool).tril(
+            total - new
+        )  # bottom-right causal (RR-KV-005)
         attention = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ values  # [H, n, h]
         hidden = hidden + self._linear(f"{name}self_attn.o_proj", attention.transpose(0, 1).flatten(1))
         normed = self._norm(name + "post_attention_layernorm", hidden)
@@ -113,4 +122,4 @@ class CanonicalDecoder:
         return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
 
     def _heads(self, name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, "heads n h"]:
-        return self._linear(name, x).unflatten(-1, (-1, self.config.shape.head_dim)).transpose(0, 1)
+        return self._linear(name, x).view(x.shape[0], -1, self.config.shape.head_dim).transpose(0, 1)

@@ -44,8 +44,8 @@ TEXT_DECODERS = (
 
 def _llava_features_per_image(config: Any) -> int:
     vision = config.vision_config
-    patches: int = (vision.image_size // vision.patch_size) ** 2
-    return patches + (config.vision_feature_select_strategy == "full")  # "full" keeps the class token
+    patches = int(vision.image_size // vision.patch_size) ** 2
+    return patches + int(config.vision_feature_select_strategy == "full")  # "full" keeps the class token
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,16 @@ def text_decoder_of(model: nn.Module) -> tuple[nn.Module, TextDecoder]:
         if description.class_name in names:
             return module, description
     known = ", ".join(description.class_name for description in TEXT_DECODERS)
-    raise RerouteError("model", f"its text decoder {type(module).__name__} is not described", f"described: {known}")
+    raise RerouteError(
+        "model", f"its text decoder {type(module).__name__} is not described", f"described: {known}"
+    )
 
 
 def check_decision_layer(decoder: nn.Module, layer: int, field: str) -> None:
     """Refuse a decision at a block without plain q/k attention over all rows, by name (RR-SCORE-006)."""
     config: Any = decoder.config
-    kinds = getattr(config, "layer_types", None)
-    kind = kinds[layer] if kinds else "full_attention"
+    kinds: list[str] = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    kind = kinds[layer]
     if kind != "full_attention":
         full = [index for index, name in enumerate(kinds) if name == "full_attention"]
         raise RerouteError(field, f"block {layer} is {kind}", f"decide at a full_attention block: {full}")

@@ -30,7 +30,9 @@ class HuggingFaceDecoder:
         self.attention = str(config._attn_implementation)
         if self.attention not in ("eager", "sdpa") and not self.attention.startswith("flash_attention"):
             raise RerouteError(
-                "attn_implementation", f"{self.attention!r} is not described", "use eager, sdpa or flash_attention_*"
+                "attn_implementation",
+                f"{self.attention!r} is not described",
+                "use eager, sdpa or flash_attention_*",
             )
         self.blocks: Any = getattr(self.decoder, self.parts.blocks)
         self.num_layers = len(self.blocks)
@@ -62,7 +64,9 @@ class HuggingFaceDecoder:
             (self.parts.query, self.parts.query_norm),
             (self.parts.key, self.parts.key_norm),
         ):
-            heads = getattr(attention, projection)(normed).unflatten(-1, (-1, attention.head_dim))  # [n, heads, h]
+            heads = getattr(attention, projection)(normed).unflatten(
+                -1, (-1, attention.head_dim)
+            )  # [n, heads, h]
             heads = heads if norm is None else getattr(attention, norm)(heads)
             projected.append(apply_rotary(heads.transpose(0, 1), cos, sin))
         return projected[0], projected[1]
@@ -80,7 +84,9 @@ class HuggingFaceDecoder:
         cache: RowCache,
     ) -> Float[Tensor, "n d"]:
         """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache."""
-        output = self.blocks[layer](
+        output = self.blocks[
+            layer
+        ](
             hidden[None],
             attention_mask=self._mask(hidden, hidden.shape[0] + cache.rows(layer)),
             position_embeddings=(cos[None], sin[None]),

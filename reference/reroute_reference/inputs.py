@@ -65,12 +65,16 @@ def read_prompts(decoder: Decoder, inputs: Mapping[str, Any]) -> list[Prompt]:
     for row in range(batch):
         rows = real[row].nonzero()[:, 0]
         if len(rows) == 0:
-            raise RerouteError(f"attention_mask[{row}]", "has no real row", "give at least one token per request")
+            raise RerouteError(
+                f"attention_mask[{row}]", "has no real row", "give at least one token per request"
+            )
         flags: list[bool] = visual[row, rows].tolist()
         prompts.append(
             Prompt(
                 embeddings=embeddings[row, rows],
-                positions=torch.arange(len(rows), device=rows.device) if positions is None else positions[row, rows],
+                positions=torch.arange(len(rows), device=rows.device)
+                if positions is None
+                else positions[row, rows],
                 visual=flags,
                 images=_images(decoder, inputs, row, sum(flags)),
                 rows=rows,
@@ -92,7 +96,9 @@ def _mask(mask: Any, field: str, batch: int, length: int, *, default: bool) -> B
         return torch.full((batch, length), default)
     if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, length):
         found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise RerouteError(f"inputs[{field}]", f"has shape {found}", f"give a mask of shape {(batch, length)}")
+        raise RerouteError(
+            f"inputs[{field}]", f"has shape {found}", f"give a mask of shape {(batch, length)}"
+        )
     if field == "visual_mask" and mask.dtype != torch.bool:
         raise RerouteError(f"inputs[{field}]", f"holds {mask.dtype}", "give a bool mask")
     return mask.bool()
@@ -104,7 +110,9 @@ def _visual_mask(decoder: Decoder, inputs: Mapping[str, Any], batch: int, length
         if inputs.get("input_ids") is not None:
             return placeholder_mask(decoder.model, inputs["input_ids"])
         if family_of(decoder.model).placeholders:
-            raise RerouteError("inputs[visual_mask]", "is missing", "with inputs_embeds alone, say which rows are visual")
+            raise RerouteError(
+                "inputs[visual_mask]", "is missing", "with inputs_embeds alone, say which rows are visual"
+            )
     return _mask(inputs.get("visual_mask"), "visual_mask", batch, length, default=False)
 
 
@@ -140,7 +148,9 @@ def _stopped_at(module: nn.Module) -> Iterator[dict[str, Any]]:
         handle.remove()
 
 
-def _merged_embeddings(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+def _merged_embeddings(
+    decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
     """X^0 as the model itself makes it: its own forward, stopped where the text decoder would begin."""
     ours = ("visual_mask", "images")
     with _stopped_at(decoder.decoder) as given:

@@ -68,7 +68,9 @@ def run(
     hidden_states = [_padded(prompt, row, schedule) for prompt, row in zip(prompts, routed, strict=True)]
     if schedule.action == "delete":
         longest = max(len(states) for states in hidden_states)
-        hidden_states = [_nan_rows(states, longest, range(longest - len(states), longest)) for states in hidden_states]
+        hidden_states = [
+            _nan_rows(states, longest, range(longest - len(states), longest)) for states in hidden_states
+        ]
     stacked = torch.stack(hidden_states)
     return RoutedOutput(
         logits=decoder.head(stacked),
@@ -88,7 +90,9 @@ def generate(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise RerouteError("max_new_tokens", f"{max_new_tokens!r}", "give an integer >= 1")
     if not isinstance(inputs.get("input_ids"), Tensor):
-        raise RerouteError("inputs[input_ids]", "is missing", "generate returns the prompt's tokens and needs them")
+        raise RerouteError(
+            "inputs[input_ids]", "is missing", "generate returns the prompt's tokens and needs them"
+        )
     decoder = as_decoder(model, None)
     _, routed = _route_batch(decoder, inputs, schedule, None)
     new_tokens = []
@@ -97,7 +101,9 @@ def generate(
         tokens: list[Tensor] = []
         for _ in range(max_new_tokens):
             if tokens:
-                last = extend(decoder, row.cache, decoder.embed(tokens[-1]))  # no decision in decode  RR-KV-002
+                last = extend(
+                    decoder, row.cache, decoder.embed(tokens[-1])
+                )  # no decision in decode  RR-KV-002
             tokens.append(decoder.head(last).argmax(dim=-1))
         new_tokens.append(torch.cat(tokens))
     return torch.cat([inputs["input_ids"], torch.stack(new_tokens)], dim=1)
@@ -109,7 +115,7 @@ def forced_logits(
 ) -> Float[Tensor, "n V"]:
     """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005)."""
     decoder = as_decoder(model, None)
-    parts = [tokens] if chunk else list(tokens.split(1))
+    parts = [tokens] if chunk else [tokens[i : i + 1] for i in range(len(tokens))]
     return torch.cat([decoder.head(extend(decoder, cache, decoder.embed(part))) for part in parts])
 
 
@@ -118,7 +124,9 @@ def as_decoder(model: nn.Module | CanonicalDecoder, dtype: torch.dtype | None) -
     if isinstance(model, CanonicalDecoder):
         return model if dtype is None else CanonicalDecoder(model.config, model.weights, dtype)
     if not isinstance(model, nn.Module):
-        raise RerouteError("model", f"is a {type(model).__name__}", "give a transformers model or a CanonicalDecoder")
+        raise RerouteError(
+            "model", f"is a {type(model).__name__}", "give a transformers model or a CanonicalDecoder"
+        )
     return HuggingFaceDecoder(model if dtype is None else in_precision(model, dtype))
 
 

@@ -61,10 +61,14 @@ def route(decoder: Decoder, prompt: Prompt, schedule: Schedule, replay: Replay |
     """
     request = plan(schedule, decoder.num_layers, prompt.visual, prompt.images)
     if replay is not None and len(replay) != sum(stage.index > 0 for stage in request.stages):
-        raise RerouteError("decisions", f"{len(replay)} given", f"the plan has {request.stages[-1].index} decisions")
+        raise RerouteError(
+            "decisions", f"{len(replay)} given", f"the plan has {request.stages[-1].index} decisions"
+        )
     hidden = prompt.embeddings  # X, the residual stream of all S rows
     cos, sin = decoder.rotary(prompt.positions)  # at original positions, whatever runs  RR-BLOCK-002
-    cache = RowCache(length=len(prompt.visual), next_position=int(prompt.positions.max()) + 1)  # RR-KV-003 RR-KV-004
+    cache = RowCache(
+        length=len(prompt.visual), next_position=int(prompt.positions.max()) + 1
+    )  # RR-KV-003 RR-KV-004
     text = sorted(set(range(request.num_rows)) - set(request.visual_rows))
     selected: tuple[int, ...] = tuple(range(request.num_visual))  # A_0 = V
     alive = list(range(request.num_rows))
@@ -148,7 +152,9 @@ def routed_block(
     leaves nothing in the block's cache (RR-KV-001).
     """
     routed = hidden.clone()
-    routed[active] = decoder.block(layer, hidden[active], cos[active], sin[active], cache)  # RR-BLOCK-002 RR-BLOCK-003
+    routed[active] = decoder.block(
+        layer, hidden[active], cos[active], sin[active], cache
+    )  # RR-BLOCK-002 RR-BLOCK-003
     return routed
 
 

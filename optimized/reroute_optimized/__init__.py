@@ -1,0 +1,8 @@
+"""The fast path: routes a transformers model in place, stage by stage, without a host read between first block and output.
+
+:func:`apply` and :func:`remove`, or :func:`routed` around a request; what was decided is on the :class:`Routed` they give.
+"""
+
+from .api import Routed, apply, remove, routed
+
+__all__ = ["Routed", "apply", "remove", "routed"]

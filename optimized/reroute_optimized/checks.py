@@ -1,0 +1,187 @@
+"""What a routed model refuses, and says so before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reroute_reference.families import Family, check_decision_layer
+from reroute_spec import RerouteError, Schedule
+from torch import Tensor, nn
+
+from .decoder import Decoder
+from .masks import check_implementation
+
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> None:
+    """Refuse a schedule or a decoder that this backend does not run.
+
+    Raises:
+        RerouteError: naming the field of the schedule, or the model.
+    """
+    if schedule.score.source == "previous":
+        raise RerouteError(
+            "score.source", "'previous' is not run by backend 'torch'", "use 'own', or the reference"
+        )
+    if schedule.positions == "renumber":
+        raise RerouteError(
+            "positions", "'renumber' is not run by backend 'torch'", "use 'preserve', or the reference"
+        )
+    if schedule.scope == "image" and family.features_per_image is None:
+        raise RerouteError(
+            "scope", f"'image' with {family.name}, whose images have no known size", "use 'request'"
+        )
+    for index, decision in enumerate(schedule.decisions):
+        check_decision_layer(decoder.module, decision.layer, f"decisions[{index}].layer")
+    kinds = getattr(decoder.config, "layer_types", None) or ()
+    for layer, kind in enumerate(kinds):
+        if kind != "full_attention":
+            raise RerouteError(
+                "model", f"its block {layer} is {kind}", "only full_attention blocks are routed so far"
+            )
+    if "forward" in decoder.module.__dict__:
+        raise RerouteError(
+            "model",
+            "its text decoder's forward was replaced on the instance",
+            "apply before anything wraps forward",
+        )
+    check_implementation(decoder.config._attn_implementation)
+
+
+def check_mode(decoder: Decoder) -> None:
+    """Refuse training mode, gradient checkpointing and unknown attention.
+
+    Raises:
+        RerouteError: naming the mode.
+    """
+    if decoder.module.training:
+        raise RerouteError("model.training", "a routed model is in training mode", "call model.eval()")
+    if any(getattr(block, "gradient_checkpointing", False) for block in decoder.blocks):
+        raise RerouteError(
+            "gradient_checkpointing", "is on in a routed model", "call model.gradient_checkpointing_disable()"
+        )
+    check_implementation(decoder.config._attn_implementation)
+
+
+def check_keywords(decoder: Decoder, keywords: Mapping[str, Any]) -> None:
+    """Refuse what routing would answer wrongly.
+
+    Raises:
+        RerouteError: hidden states or attentions of all blocks, packed sequences, attention that is not causal.
+    """
+    for name in ("output_hidden_states", "output_attentions"):
+        if keywords.get(name, getattr(decoder.config, name, False)):
+            raise RerouteError(name, "rows differ from block to block in a routed model", "leave it False")
+    for name in _PACKED:
+        if keywords.get(name) is not None:
+            raise RerouteError(name, "packed sequences are not routed", "give a batch with attention_mask")
+    if keywords.get("is_causal") is False or getattr(decoder.config, "is_causal", None) is False:
+        raise RerouteError("is_causal", "is False", "routing is defined for causal decoders")
+
+
+def check_attention_mask(mask: Any, batch: int, columns: int) -> None:
+    """Refuse an attention mask that is not [B, S].
+
+    Raises:
+        RerouteError: naming ``attention_mask``.
+    """
+    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, columns)):
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise RerouteError("attention_mask", f"is {shape}", f"give [{batch}, {columns}], 1 for real columns")
+
+
+def check_visual_mask(mask: Any, batch: int, columns: int) -> None:
+    """Refuse a visual mask that is not bool [B, S].
+
+    Raises:
+        RerouteError: naming ``visual_mask``.
+    """
+    if mask is None:
+        return
+    if (
+        not isinstance(mask, Tensor)
+        or str(mask.dtype) != "torch.bool"
+        or tuple(mask.shape) != (batch, columns)
+    ):
+        what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise RerouteError(
+            "visual_mask", f"is {what}", f"give a bool tensor [{batch}, {columns}], True for visual columns"
+        )
+
+
+def check_position_ids(position_ids: Any, batch: int, columns: int) -> None:
+    """Refuse positions that are not [B or 1, S].
+
+    Raises:
+        RerouteError: naming ``position_ids``.
+    """
+    if position_ids is None:
+        return
+    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != columns:
+        raise RerouteError(
+            "position_ids", f"are {list(position_ids.shape)}", f"give [{batch}, {columns}], or none"
+        )
+
+
+def check_later_turn(
+    cached: int, batch: int, columns: int, attention_mask: Any, visual_mask: Tensor | None
+) -> None:
+    """Refuse what a turn after the prefill cannot hold yet. Reads the masks of chunks, never of a single row.
+
+    Args:
+        cached: requests in the cache.
+        batch, columns: shape of the new rows.
+        attention_mask: of the new columns, or of all columns so far.
+        visual_mask: of the new columns; for a single row only where the caller gave one.
+
+    Raises:
+        RerouteError: another batch size, new visual rows, padding.
+    """
+    if cached != batch:
+        raise RerouteError(
+            "past_key_values", f"holds {cached} requests, {batch} are given", "give as many as were cached"
+        )
+    if visual_mask is not None and bool(visual_mask.any()):
+        raise RerouteError(
+            "visual_mask",
+            "new visual rows in a later turn are not routed yet",
+            "give images in the first turn",
+        )
+    if attention_mask is None:
+        return
+    if (
+        not isinstance(attention_mask, Tensor)
+        or attention_mask.ndim != 2
+        or attention_mask.shape[1] < columns
+    ):
+        raise RerouteError(
+            "attention_mask", "is no [B, columns] mask of the new rows", "give a 2-D mask, or none"
+        )
+    if columns > 1 and bool((attention_mask[:, -columns:] != 1).any()):
+        raise RerouteError(
+            "attention_mask", "padding inside a later turn is not routed", "give chunks of equal length"
+        )
+
+
+def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse ways of generating that cut or revise a prefill.
+
+    Raises:
+        RerouteError: naming the option.
+    """
+    own: Any = getattr(model, "generation_config", None)
+
+    def asked(name: str) -> bool:
+        return any(
+            value
+            for value in (keywords.get(name), *(getattr(c, name, None) for c in (generation_config, own)))
+        )
+
+    if asked("prefill_chunk_size"):
+        raise RerouteError("prefill_chunk_size", "a routed prefill is not cut into chunks", "leave it None")
+    for name in _ASSISTED:
+        if asked(name):
+            raise RerouteError(name, "assisted generation is not defined for routed models", "leave it out")

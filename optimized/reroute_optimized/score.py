@@ -1,0 +1,98 @@
+"""How visual rows are scored: one query row against all keys of the universe, never a square of attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from reroute_reference.families import TextDecoder, part
+from reroute_spec import ScoreRule
+from torch import Tensor
+
+from .decoder import PositionEmbeddings
+
+
+@dataclass(frozen=True)
+class Universe:
+    """The rows U that the softmax of a decision runs over.
+
+    Attributes:
+        hidden_states: [B, W, d], input of the decision's block.
+        position_embeddings: cos and sin, [B, W, rotary width], at the rows' own positions.
+        real: [B, W] bool, False for padding; None where there is none.
+        queries: [B, n] columns of the asking rows, ascending.
+        asked: [B, n] bool, False where a request has fewer than n rows; None where none has.
+    """
+
+    hidden_states: Tensor
+    position_embeddings: PositionEmbeddings
+    real: Tensor | None
+    queries: Tensor
+    asked: Tensor | None
+
+
+def rows_of(table: Tensor, columns: Tensor) -> Tensor:
+    """``table`` [B, W, x] at ``columns`` [B, n]: [B, n, x]."""
+    return table.gather(1, columns[..., None].expand(-1, -1, table.shape[2]))
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE by half-split pairs on the leading ``cos.shape[-1]`` channels of [B, rows, heads, head_dim], as the block does it."""
+    width = cos.shape[-1]
+    turned, rest = states[..., :width], states[..., width:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos[:, :, None] + torch.cat((-second, first), dim=-1) * sin[:, :, None]
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _project(
+    attention: Any, projection: str, norm: str | None, hidden: Tensor, rotary: PositionEmbeddings
+) -> Tensor:
+    """Queries or keys as the block makes them, [B, rows, heads, head_dim], widened to at least float32."""
+    flat: Tensor = part(attention, projection)(hidden)
+    states = flat.view(*flat.shape[:-1], -1, attention.head_dim)
+    if norm is not None:
+        states = part(attention, norm)(states)
+    states = _rotate(states, *rotary)
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+@torch.no_grad()
+def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Universe) -> Tensor:
+    """Score of every row of the universe, from the block's own norm, projections and RoPE.
+
+    Logits, softmax and reductions are float32. Rows of ``last_n`` are averaged before heads are reduced.
+
+    Returns:
+        [B, W]; padding scores 0.
+    """
+    attention = part(block, names.attention)
+    hidden: Tensor = part(block, names.input_norm)(universe.hidden_states)
+    cos, sin = universe.position_embeddings
+    asking = (rows_of(cos, universe.queries), rows_of(sin, universe.queries))
+    keys = _project(attention, names.key, names.key_norm, hidden, (cos, sin))  # [B, W, Hkv, D]
+    queries = _project(attention, names.query, names.query_norm, rows_of(hidden, universe.queries), asking)
+    queries = queries.view(*queries.shape[:2], keys.shape[2], -1, queries.shape[3])  # [B, n, Hkv, group, D]
+    logits: Tensor = torch.einsum("bnhgd,bwhd->bhgnw", queries, keys) * attention.scaling
+    masked = _masked(universe)
+    if masked is not None:
+        logits = logits.masked_fill(masked[:, None, None], -torch.inf)
+    scores = logits.softmax(-1).flatten(1, 2)  # [B, H, n, W]
+    if universe.asked is None:
+        scores = scores.mean(2)
+    else:
+        absent = ~universe.asked[:, None, :, None]
+        scores = scores.masked_fill(absent, 0).sum(2) / universe.asked.sum(1)[:, None, None]
+    return scores.mean(1) if rule.heads == "mean" else scores.amax(1)
+
+
+def _masked(universe: Universe) -> Tensor | None:
+    """[B, n, W], True where a query does not look; None where each looks at everything."""
+    queries, real = universe.queries, universe.real
+    padding: Tensor | None = None if real is None else ~real[:, None]
+    if queries.shape[1] == 1:
+        return padding
+    # rows before the last one must not see past themselves
+    later: Tensor = torch.arange(universe.hidden_states.shape[1], device=queries.device) > queries[..., None]
+    return later if padding is None else later | padding

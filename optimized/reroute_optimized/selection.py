@@ -1,0 +1,53 @@
+"""Which candidates run, and where their rows go: order-preserving index arithmetic, no host reads.
+
+Tables are rectangular over the batch; entries beyond a request's own count hold a sentinel one past the largest place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def select_places(scores: Tensor, slots: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Places of the selected candidates, ascending.
+
+    Args:
+        scores: [B, C], one per candidate, in candidate order.
+        slots: [B, K] int64, ranks to keep in the order (group ascending, score descending, place ascending); C where a
+            request keeps fewer than K.
+        groups: [B, C] int64, span of every candidate, the largest value for padding; None for one span without padding.
+
+    Returns:
+        [B, K] places, ascending; C where a request keeps fewer than K.
+    """
+    candidates = scores.shape[1]
+    # adding +0.0 turns -0.0 into +0.0, which a radix sort would tell apart
+    order = torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices  # [B, C]
+    if groups is not None:
+        grouped = torch.sort(groups.gather(1, order), dim=1, stable=True).indices
+        order = order.gather(1, grouped)
+    order = torch.cat([order, order.new_full((order.shape[0], 1), candidates)], dim=1)
+    return torch.sort(order.gather(1, slots), dim=1).values
+
+
+def compaction(active: Tensor, width: int, pads: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where active columns go when they are packed to the right of ``width`` places, order kept.
+
+    Args:
+        active: [B, S + 1] bool; the last column is the sentinel and never active.
+        width: places; the largest count of active columns over the batch.
+        pads: [B] places left empty before a request's first row, or None where there are none.
+
+    Returns:
+        ``columns`` [B, width], the column of every place (S where empty), and ``places`` [B, S + 1], the place of
+        every column (``width - 1`` for columns that are not active).
+    """
+    batch, sentinel = active.shape[0], active.shape[1] - 1
+    rank = active.cumsum(1) - 1
+    if pads is not None:
+        rank = rank + pads[:, None]
+    target = torch.where(active, rank, width)  # inactive columns fall off the end
+    source = torch.arange(sentinel + 1, device=active.device).expand(batch, -1)
+    columns = torch.full((batch, width + 1), sentinel, device=active.device).scatter_(1, target, source)
+    return columns[:, :width], target.clamp(max=width - 1)

@@ -1,0 +1,133 @@
+"""What a person types and what a machine reads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from reroute_conformance.cli import main
+
+
+@pytest.fixture
+def vlm_reroute(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(".")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vlm-reroute", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_help_waits_for_no_heavy_import():
+    code = """
+import sys
+sys.argv = ["vlm-reroute", "--help"]
+from reroute_conformance.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "transformers", "hypothesis", "numpy"} & set(sys.modules)
+    print("heavy:", heavy or "none")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "conform" in done.stdout
+    assert "heavy: none" in done.stdout
+
+
+def test_conform_prints_a_table_and_ends_in_the_verdict(vlm_reroute, tmp_path):
+    code, out, _ = vlm_reroute(
+        "conform", "--target", "reference", "--profiles", "core", "--report", str(tmp_path)
+    )
+    assert code == 0
+    assert out.rstrip().splitlines()[-1] == "CONFORMS (core)"
+    assert "select-nan" in out
+    assert (tmp_path / "verdict.txt").read_text().splitlines()[-1] == "CONFORMS (core)"
+    assert json.loads((tmp_path / "report.jsonl").read_text().splitlines()[-1])["verdict"] == "CONFORMS"
+
+
+def test_a_failing_target_gets_rule_ordinal_and_a_replay_line_that_works(vlm_reroute, tmp_path):
+    target = "mutant:deferred-rows-through-the-mlp"
+    code, out, _ = vlm_reroute(
+        "conform", "--target", target, "--profiles", "stagewise", "--report", str(tmp_path)
+    )
+    assert code == 1
+    assert "RR-BLOCK-001  A deferred row bypasses the whole block, bit for bit" in out
+    assert "first differing ordinal" in out
+    line = next(line for line in out.splitlines() if "replay: " in line)
+    command = line.split("replay: vlm-reroute ")[1].split()
+    code, out, _ = vlm_reroute(*command)
+    assert code == 1
+    assert "RR-BLOCK-001" in out
+    code, out, _ = vlm_reroute(*command[:-1], "reference")
+    assert code == 0
+    assert out.strip().endswith("passes")
+
+
+def test_json_goes_to_stdout_alone(vlm_reroute, tmp_path):
+    code, out, _ = vlm_reroute(
+        "conform", "--target", "reference", "--profiles", "stagewise", "--report", str(tmp_path), "--json"
+    )
+    assert [json.loads(line)["record"] for line in out.splitlines()] == ["header", "check", "footer"]
+    assert code == 2  # core was left out: something not exercised is never a pass
+    assert json.loads(out.splitlines()[-1])["missing"] == ["profile core"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "optimised-torch"], "did you mean 'optimized-torch'"),
+        (["--target", "optimized-triton"], "not built yet"),
+        (["--target", "no.such.module:factory"], "cannot be loaded"),
+        (["--target", "tests.conformance.wrong:absent"], "cannot be loaded"),
+        (["--target", "tests.conformance.wrong:no_target"], "has no name, profiles"),
+        (["--target", "tests.conformance.wrong:unknown_profile"], "'quantum'"),
+        (["--target", "mutant:identity"], "known: "),
+        (["--target", "reference", "--profiles", "core,mrope"], "'mrope' is not known"),
+        (["--target", "tests.conformance.wrong:only_batch", "--profiles", "core"], "does not claim 'core'"),
+        (["--tarket", "reference"], "No such option"),
+        ([], "Missing option"),
+    ],
+)
+def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, arguments, words):
+    code, out, err = vlm_reroute("conform", *arguments)
+    assert code == 3
+    assert words in err
+    assert out == ""
+
+
+def test_replay_refuses_what_is_no_case(vlm_reroute, tmp_path):
+    for content in ("", "{}", '{"check": "trace", "case": {"kind": "decoder"}}'):
+        path = tmp_path / "case.json"
+        path.write_text(content)
+        code, _, err = vlm_reroute("replay", str(path), "--target", "reference")
+        assert code == 3
+        assert "is no saved case" in err
+
+
+def test_plan_shows_rows_flops_and_cache(vlm_reroute):
+    code, out, _ = vlm_reroute("plan", "--preset", "reroute-fastv-192", "--model", "llava-1.5-7b")
+    assert code == 0
+    assert "Average visual rows: 191.75 of 576" in out
+    code, out, _ = vlm_reroute("plan", "--preset", "pdrop-64", "--visual", "576", "--text", "65", "--json")
+    data = json.loads(out)
+    assert data["average_visual"] == pytest.approx(80.44, abs=0.005)
+    assert len(data["blocks"]) == 32
+
+
+def test_plan_takes_a_schedule_file_and_refuses_what_is_wrong(vlm_reroute, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"action": "reroute", "decisions": [{"layer": 3, "keep": "0.5"}]}')
+    assert vlm_reroute("plan", "--preset", str(path))[0] == 0
+    for arguments, words in (
+        (["--preset", "fastv"], "did you mean"),
+        (["--model", "llava"], "known: 'llava-1.5-7b'"),
+        (["--visual", "-1"], "visual"),
+    ):
+        code, _, err = vlm_reroute("plan", *arguments)
+        assert code == 3
+        assert words in err

@@ -1,0 +1,213 @@
+"""The suite is tested too: mutants die of their own rule, verdicts repeat, failures replay."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from reroute_conformance.cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config, load_case
+from reroute_conformance.checks import checks, judge_select
+from reroute_conformance.judge import Verdict, judge_decision
+from reroute_conformance.mutants import MUTANTS, mutant
+from reroute_conformance.protocol import PROFILES
+from reroute_conformance.runner import (
+    CONFORMS,
+    FAILS,
+    INCOMPLETE,
+    Report,
+    replay_case,
+    run_check,
+    run_suite,
+    save_failures,
+    to_records,
+)
+from reroute_conformance.targets import load_target, reference
+from reroute_conformance.tolerance import excess
+from reroute_spec import Schedule, plan
+from reroute_spec.rules import rules
+from reroute_spec.trace import record
+
+CHECKS = {check.name: check for check in checks()}
+WRONG = "tests.conformance.wrong:"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(".")
+
+
+@pytest.mark.parametrize("entry", MUTANTS, ids=lambda entry: entry.name)
+def test_a_mutant_is_killed_by_its_own_rule(entry):
+    result = run_check(CHECKS[entry.check], mutant(entry.name))
+    assert result.failure is not None, f"survived; run: vlm-reroute conform --target mutant:{entry.name}"
+    assert result.failure.violation.rule == entry.rule
+
+
+def test_the_mutants_do_not_leak_into_the_judge():
+    for entry in MUTANTS:
+        mutant(entry.name).select(torch.tensor([1.0, 2.0]), 1)
+    assert run_check(CHECKS["select"], reference(), examples=50).failure is None
+
+
+@pytest.mark.parametrize("target", ["reference", "optimized-torch"])
+def test_the_built_in_targets_conform(target):
+    report = run_suite(load_target(target))
+    assert [failure.violation for failure in report.failures] == []
+    assert report.verdict == CONFORMS
+    assert report.profiles == PROFILES
+    assert sum(result.ambiguous for result in report.results) == 0
+
+
+def test_two_runs_draw_the_same_cases():
+    def drawn(name):
+        seen = []
+        check = CHECKS[name]
+        noting = replace(
+            check, judge=lambda case, target: seen.append(case.digest()) or check.judge(case, target)
+        )
+        run_check(noting, reference(), examples=20)
+        return seen
+
+    assert drawn("trace-batch") == drawn("trace-batch")
+
+
+def test_every_check_names_rules_that_exist():
+    for check in CHECKS.values():
+        assert check.rules
+        assert set(check.rules) <= rules().keys()
+        assert check.profile in PROFILES
+    assert {entry.rule for entry in MUTANTS} <= rules().keys()
+
+
+@pytest.mark.parametrize(
+    ("factory", "check", "rule", "words"),
+    [
+        ("raises", "trace", "RR-ERR-003", "the target raised ZeroDivisionError: kernel launch"),
+        ("returns_none", "trace", "RR-ERR-003", "run returned NoneType"),
+        ("one_request_missing", "trace-batch", "RR-ERR-003", "expected a list of"),
+        ("no_keys", "trace", "RR-ERR-003", "keys is not a list of"),
+        ("logits_of_another_shape", "trace", "RR-BLOCK", "shape"),
+        ("nan_logits", "trace", "RR-BLOCK", "nan"),
+        ("selects_out_of_range", "select", "RR-ERR-003", "expected integers from 0 to"),
+        ("ignores_replay", "route", "RR-ERR-003", "was not replayed"),
+        ("slightly_off", "trace", "RR-BLOCK", "ulp"),
+    ],
+)
+def test_a_wrong_answer_is_the_targets_failure_and_never_a_crash(factory, check, rule, words):
+    result = run_check(CHECKS[check], load_target(WRONG + factory))
+    assert result.failure is not None
+    assert result.failure.violation.rule.startswith(rule)
+    assert words in result.failure.violation.detail
+
+
+def test_a_target_without_core_is_incomplete():
+    report = run_suite(load_target(WRONG + "only_batch"), examples=5)
+    assert report.verdict == INCOMPLETE
+    assert "profile core" in report.missing
+
+
+def test_a_rule_that_was_not_exercised_makes_the_run_incomplete():
+    report = run_suite(reference(), ["core"], examples=1)
+    assert report.verdict == INCOMPLETE
+    assert "RR-SEL-003" in report.missing
+
+
+@pytest.mark.parametrize(
+    "name", ["higher-ordinal-wins-ties", "deferred-rows-through-the-mlp", "row-0-decides-for-the-batch"]
+)
+def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
+    entry = next(entry for entry in MUTANTS if entry.name == name)
+    result = run_check(CHECKS[entry.check], mutant(name))
+    report = Report(f"mutant:{name}", ("core",), [result])
+    save_failures(report, f"mutant:{name}", tmp_path)
+    failure = report.failures[0]
+    assert report.verdict == FAILS
+    assert "first differing ordinal" in failure.violation.detail
+    assert failure.replay == f"vlm-reroute replay {failure.path} --target mutant:{name}"
+    again = replay_case(failure.path, mutant(name))
+    assert [v.rule for v in again.violations][:1] == [entry.rule]
+    assert replay_case(failure.path, reference()).violations == []
+    case = failure.case
+    assert (
+        len(case.bits) <= 3
+        if isinstance(case, SelectCase)
+        else all(len(row.layout) <= 4 for row in case.rows)
+    )
+
+
+def test_the_report_is_json_lines_with_header_checks_and_footer():
+    report = run_suite(reference(), ["core"], examples=3)
+    records = [json.loads(json.dumps(record)) for record in to_records(report, {"torch": "x"})]
+    assert [records[0]["record"], records[-1]["record"]] == ["header", "footer"]
+    assert {record["name"] for record in records[1:-1]} == {"select", "select-nan", "trace", "trace-nan"}
+
+
+CASES = [
+    SelectCase(bits=[0, -2147483648, 2139095040], k=2),
+    DecoderCase({"action": "reroute", "decisions": [{"layer": 1, "keep": "0.5"}]}, [Row("tvvt", 3, 1, 0), Row("t")], 1, [[[0]], []], None, decoder_config(2, 2, 1), 4),
+    LlavaCase({"action": "delete", "decisions": [{"layer": 1, "keep": 3}]}, [Row("tIt")], 0, None, None, 1, "eager", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
+def test_cases_survive_json(case):
+    data = json.loads(json.dumps(case.to_dict()))
+    assert load_case(data) == case
+    assert load_case(data).digest() == case.digest()
+
+
+def test_one_ulp_decides():
+    one = (
+        torch.tensor([1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(2.0)).item()])
+        .view(torch.int32)
+        .tolist()
+    )
+    assert judge_select(SelectCase(bits=one, k=1), reference()).violations == []
+    found = judge_select(SelectCase(bits=one, k=1), mutant("lowest-scores")).violations
+    assert [violation.rule for violation in found] == ["RR-SEL-001"]
+
+
+NEAR = plan(
+    Schedule.from_dict({"action": "reroute", "decisions": [{"layer": 0, "keep": 2}]}), 1, [True] * 4 + [False]
+)
+
+
+@pytest.mark.parametrize(
+    ("selected", "broken"),
+    [([0, 1], []), ([0, 2], []), ([0, 3], ["RR-SCORE-001"]), ([1, 2], ["RR-SCORE-001"])],
+)
+def test_only_ambiguous_rows_may_differ_from_the_oracle(selected, broken):
+    """Rows 1 and 2 are within τ of the threshold; rows 0 and 3 are not."""
+    scores = [0.5, 0.2, 0.2 * (1 - 5e-6), 0.1]
+    exact = record(NEAR, 1, range(4), scores, selected, range(4), would_select=[0, 1])
+    verdict = Verdict()
+    judge_decision(0, exact, exact, NEAR, 1e-5, verdict)
+    assert [violation.rule for violation in verdict.violations] == broken
+    assert verdict.ambiguous == 1
+
+
+def test_more_than_5_percent_ambiguous_decisions_fail():
+    check = CHECKS["trace"]
+
+    def blurred(case, target):
+        verdict = Verdict()
+        verdict.decisions, verdict.ambiguous = 10, 1
+        return verdict
+
+    result = run_check(replace(check, judge=blurred, examples=5), reference())
+    assert result.failure is not None
+    assert result.failure.violation.rule == "RR-NUM-002"
+
+
+def test_tolerance_scales_with_a_plain_runs_error_and_nan_never_passes():
+    oracle = torch.linspace(1, 2, 50, dtype=torch.float64)
+    plain = oracle.float() + 1e-4
+    assert excess(oracle.float() + 1.9e-4, plain, oracle) is None
+    found = excess(oracle.float() + 4e-4, plain, oracle)
+    assert found is not None
+    assert found.measure == "largest"
+    spike = oracle.float()
+    spike[7] += 1
+    assert excess(spike, plain, oracle).index == (7,)
+    spike[7] = torch.nan
+    assert excess(spike, plain, oracle).index == (7,)

@@ -1,0 +1,5 @@
+"""Tiny products are slower when they are shared between threads."""
+
+import torch
+
+torch.set_num_threads(1)

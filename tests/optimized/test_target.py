@@ -1,0 +1,118 @@
+"""The target protocol: canonical decoders, replayed decisions, what a run shows."""
+
+from itertools import product
+
+import pytest
+import torch
+from reroute_optimized.canonical import build
+from reroute_optimized.target import torch_target, triton_target
+from reroute_spec import Decision, DecoderShape, RerouteError, Schedule
+from reroute_spec.canonical import CanonicalConfig
+from torch.testing import assert_close
+
+from . import oracle, tiny
+
+SHAPE = DecoderShape(6, 64, 128, 4, 2, 16)
+TWO = (Decision(2, "0.5"), Decision(4, "0.25"))
+
+
+def canonical(bias, norm, dtype=torch.float32):
+    config = CanonicalConfig(
+        SHAPE, 200, rms_norm_eps=1e-5, rope_theta=5000.0, attention_bias=bias, qk_norm=norm
+    )
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: (torch.randn(shape, generator=generator) * 0.2 + (len(shape) == 1 and "norm" in name)).to(dtype)
+        for name, shape in config.weight_shapes().items()
+    }
+    return config, weights
+
+
+@pytest.mark.parametrize(("bias", "norm"), list(product([False, True], repeat=2)))
+@pytest.mark.parametrize("action", ["reroute", "delete"])
+def test_canonical_decoders_are_real_models(action, bias, norm):
+    pair, inputs, schedule = (
+        canonical(bias, norm),
+        tiny.text_inputs("tttvvvvvvtvvvttt"),
+        Schedule(action, TWO),
+    )
+    (answer,) = torch_target().run(pair, inputs, schedule)
+    model = build(*pair)
+    expected = oracle.run(model, inputs, schedule)
+    assert [record.selected for record in answer["trace"].decisions] == expected.selected
+    assert_close(answer["logits"], expected.logits, atol=1e-4, rtol=1e-4)
+    for name, weight in pair[1].items():
+        own = model.state_dict()[name if name == "lm_head.weight" else f"model.{name}"]
+        assert torch.equal(own, weight)
+    assert model.config.rms_norm_eps == 1e-5
+    assert_close(model.model.rotary_emb.inv_freq[1], torch.tensor(5000.0) ** (-2 / 16))
+
+
+def test_generates_from_embeddings():
+    pair, schedule = canonical(False, False), Schedule("reroute", TWO)
+    inputs = tiny.text_inputs("tttvvvvvvtvvvttt")
+    tokens = torch_target().generate(pair, inputs, schedule, 5)
+    answer = oracle.run(build(*pair), inputs, schedule, later=tokens[0, :-1])
+    assert answer.logits[-5:].argmax(-1).tolist() == tokens[0].tolist()
+    padded = {
+        "inputs_embeds": torch.nn.functional.pad(inputs["inputs_embeds"], (0, 0, 0, 3)).repeat(2, 1, 1),
+        "visual_mask": torch.nn.functional.pad(inputs["visual_mask"], (0, 3)).repeat(2, 1),
+        "attention_mask": torch.tensor([[1] * 16 + [0] * 3] * 2),
+    }
+    for action in ("reroute", "delete"):
+        one = torch_target().generate(pair, inputs, Schedule(action, TWO), 5)
+        assert torch_target().generate(pair, padded, Schedule(action, TWO), 5).tolist() == one.tolist() * 2
+
+
+def test_double_precision_stays_double():
+    pair, inputs = canonical(True, True, torch.float64), tiny.text_inputs("tttvvvvvvtvvvttt")
+    inputs["inputs_embeds"] = inputs["inputs_embeds"].double()
+    (answer,) = torch_target().run(pair, inputs, Schedule("reroute", TWO))
+    assert answer["logits"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("action", ["reroute", "delete"])
+def test_decisions_are_replayed_and_the_scores_own_choice_is_told(action):
+    model, inputs = (
+        tiny.llava(),
+        tiny.llava_inputs([tiny.row(4, 1, 5, 1), tiny.row(6, 0, 0), tiny.row(1, 2, 3, 2)]),
+    )
+    schedule = Schedule(action, TWO)
+    own = torch_target().run(model, inputs, schedule)
+    first = list(range(8))
+    given = [[first, first[::2]], [], [list(range(16)), list(range(0, 16, 2))]]
+    answers = torch_target().run(model, inputs, schedule, decisions=given)
+    for request, answer in enumerate(answers):
+        records = answer["trace"].decisions
+        assert [list(record.selected) for record in records] == given[request]
+        if records:
+            assert records[0].would_select == own[request]["trace"].decisions[0].selected
+            assert records[0].scores == own[request]["trace"].decisions[0].scores
+        assert all(record.would_select is not None for record in records)
+    same = [[list(r.selected) for r in answer["trace"].decisions] for answer in own]
+    again = torch_target().run(model, inputs, schedule, decisions=same)
+    for answer, expected in zip(again, own, strict=True):
+        assert torch.equal(answer["logits"], expected["logits"])
+        assert all(record.would_select == record.selected for record in answer["trace"].decisions)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], [[]], [[[0, 1, 2, 3, 4]]], [[[4, 3, 2, 1], [0, 1]]], [[[0, 1], [0, 1]]], [[[0, 1, 2, 3], [4, 5]]]],
+)
+def test_decisions_that_the_plan_refuses_are_refused(wrong):
+    model, inputs = tiny.text_model(), tiny.text_inputs("ttvvvvvvvvtt")
+    with pytest.raises(RerouteError, match=r"^decisions"):
+        torch_target().run(model, inputs, Schedule("delete", TWO), decisions=wrong)
+
+
+def test_the_model_is_given_back():
+    model = tiny.text_model()
+    torch_target().run(model, tiny.text_inputs("ttvvvvvvvvtt"), Schedule("delete", TWO))
+    assert type(model.model).__name__ == "LlamaModel"
+
+
+def test_the_triton_target_says_that_it_is_not_built():
+    with pytest.raises(RerouteError, match=r"^backend"):
+        triton_target()
+    assert torch_target().name == "optimized-torch"

@@ -1,0 +1,103 @@
+"""What cannot be meant is refused by name, before anything runs."""
+
+import pytest
+import torch
+from reroute_conformance.cases import DecoderCase, Row, decoder_config
+from reroute_conformance.tiny import picture_inputs, tiny_llava
+from reroute_reference import CanonicalDecoder, generate, run
+from reroute_spec import RerouteError, Schedule
+
+ONE = Schedule.from_dict({"action": "reroute", "decisions": [{"layer": 2, "keep": 3}]})
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return tiny_llava(0)
+
+
+def refused(field, call):
+    with pytest.raises(RerouteError) as error:
+        call()
+    assert field in error.value.field
+    return str(error.value)
+
+
+def test_schedules_this_reference_does_not_run(llava):
+    for data, field in (
+        ({"action": "delete", "decisions": [{"layer": 2, "keep": 3}], "positions": "renumber"}, "positions"),
+        (
+            {"action": "delete", "decisions": [{"layer": 2, "keep": 3}], "score": {"source": "previous"}},
+            "score.source",
+        ),
+        ({"action": "reroute", "decisions": [{"layer": 8, "keep": 3}]}, "decisions[0].layer"),
+    ):
+        refused(field, lambda data=data: run(llava, picture_inputs(), Schedule.from_dict(data)))
+
+
+def test_models_that_are_not_described(llava):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).eval()
+    assert "GPT2LMHeadModel is not described" in refused("model", lambda: run(gpt2, {}, ONE))
+    refused("model", lambda: run("llava", picture_inputs(), ONE))
+    refused("model", lambda: run(llava.model, picture_inputs(), ONE))
+
+
+def test_training_mode(llava):
+    llava.train()
+    try:
+        refused("model", lambda: run(llava, picture_inputs(), ONE))
+    finally:
+        llava.eval()
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 3), torch.ones(1, 1, 46, 46), "ones"])
+def test_attention_masks_of_another_shape(llava, mask):
+    refused("attention_mask", lambda: run(llava, {**picture_inputs(), "attention_mask": mask}, ONE))
+
+
+def test_a_request_without_real_rows(llava):
+    inputs = picture_inputs()
+    inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+    refused("attention_mask[0]", lambda: run(llava, inputs, ONE))
+
+
+def test_embeddings_without_a_visual_mask(llava):
+    embeds = torch.randn(1, 5, 64)
+    refused("visual_mask", lambda: run(llava, {"inputs_embeds": embeds}, ONE))
+    refused(
+        "visual_mask", lambda: run(llava, {"inputs_embeds": embeds, "visual_mask": torch.ones(1, 5)}, ONE)
+    )
+    mask = torch.tensor([[False, True, True, True, False]])
+    assert run(llava, {"inputs_embeds": embeds, "visual_mask": mask}, ONE).traces[0].visual_rows == (1, 2, 3)
+
+
+def test_placeholders_without_an_image_are_the_models_own_error(llava):
+    inputs = picture_inputs()
+    inputs["pixel_values"] = torch.cat([inputs["pixel_values"]] * 2)
+    with pytest.raises(ValueError, match="do not match"):
+        run(llava, inputs, ONE)
+
+
+def test_nan_names_block_and_row(llava):
+    inputs = picture_inputs()
+    inputs["pixel_values"][0, 0, 0, 0] = torch.nan
+    message = refused("scores", lambda: run(llava, inputs, ONE))
+    assert "block 2" in message
+    assert "prompt row" in message
+    assert run(llava, picture_inputs(), ONE).logits.isfinite().all()
+
+
+def test_max_new_tokens_and_missing_ids(llava):
+    for count in (0, -1, 1.5, True):
+        refused("max_new_tokens", lambda count=count: generate(llava, picture_inputs(), ONE, count))
+    refused("input_ids", lambda: generate(llava, {"inputs_embeds": torch.randn(1, 2, 64)}, ONE, 1))
+
+
+def test_weights_of_another_shape():
+    case = DecoderCase(ONE.to_dict(), [Row("tvt")], 0, None, None, decoder_config(3, 2, 2), 0)
+    config, weights = case.model()
+    for change in ({"norm.weight": torch.ones(3)}, {"extra": torch.ones(1)}):
+        refused("weights[", lambda change=change: CanonicalDecoder(config, {**weights, **change}))
+    del weights["norm.weight"]
+    refused("weights[norm.weight]", lambda: CanonicalDecoder(config, weights))
