@@ -123,7 +123,7 @@ def run_check(
     """
     result, started = CheckResult(check), time.perf_counter()
     failing: dict[str, Failure] = {}  # by the case's digest
-    shrinks_left = 2 * check.examples  # counted, not timed: the smallest case is the same on every machine
+    shrinks_left = 4 * check.examples  # counted, not timed: the smallest case is the same on every machine
 
     def body(case: Case) -> None:
         nonlocal shrinks_left

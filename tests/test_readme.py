@@ -1,0 +1,21 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text("utf-8"), re.DOTALL
+)
+
+
+def test_the_checkpoint_example_is_valid_python_that_imports_what_exists():
+    checkpoint = BLOCKS[0]
+    compile(checkpoint, "README.md", "exec")
+    exec("\n".join(line for line in checkpoint.splitlines() if re.match(r"import |from .* import", line)), {})
+
+
+def test_the_tiny_example_runs(capsys):
+    exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "torch.Size([1, 50]) (46, 19, 19, 19, 19, 19, 19, 19)" in printed
+    assert printed.count("rows run") == 4
