@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor, nn
 from transformers import (
@@ -56,30 +55,3 @@ def build(config: CanonicalConfig, weights: dict[str, Tensor]) -> nn.Module:
     model.to(device=like.device, dtype=like.dtype).load_state_dict(state)
     built: nn.Module = model.eval().requires_grad_(False)
     return built
-
-
-def greedy(model: Any, inputs: dict[str, Tensor], max_new_tokens: int, compact: bool) -> Tensor:
-    """Greedy decoding from embeddings, [B, max_new_tokens]; ``model.generate`` takes no ``visual_mask``.
-
-    Args:
-        model: routed.
-        inputs: of its first forward.
-        max_new_tokens: steps.
-        compact: whether logits hold survivors alone (action ``delete``), the last prompt row at their end.
-    """
-    out = model(**inputs, use_cache=True)
-    last = out.logits[:, -1] if compact else _last_logits(out.logits, inputs.get("attention_mask"))
-    tokens = [last.argmax(-1)]
-    for _ in range(max_new_tokens - 1):
-        out = model(input_ids=tokens[-1][:, None], past_key_values=out.past_key_values, use_cache=True)
-        tokens.append(out.logits[:, -1].argmax(-1))
-    return torch.stack(tokens, dim=1)
-
-
-def _last_logits(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """[B, vocab] of every request's last real row, from logits of all columns."""
-    if attention_mask is None:
-        return logits[:, -1]
-    columns = torch.arange(attention_mask.shape[1], device=logits.device)
-    last = columns.where(attention_mask == 1, -1).amax(1)
-    return logits[torch.arange(len(last), device=logits.device), last]

@@ -82,26 +82,18 @@ class TorchTarget:
 
     @torch.no_grad()
     def generate(
-        self, model: Model, inputs: Mapping[str, Tensor], schedule: Schedule, max_new_tokens: int
+        self, model: nn.Module, inputs: Mapping[str, Tensor], schedule: Schedule, max_new_tokens: int
     ) -> Tensor:
-        """Greedy, exactly ``max_new_tokens`` per request, EOS ignored.
-
-        Returns:
-            Prompt and new tokens, [B, S + max_new_tokens]; the new tokens alone where the prompt is embeddings.
-        """
-        network: Any = _network(model)
-        with routed(network, schedule, backend="torch"):
-            if not isinstance(model, nn.Module):
-                return canonical.greedy(
-                    network, dict(inputs), max_new_tokens, compact=schedule.action == "delete"
-                )
-            config, ends = network.generation_config, network.generation_config.eos_token_id
-            config.eos_token_id = None
-            try:
+        """Greedy, exactly ``max_new_tokens`` per request, EOS ignored: prompt and new tokens, [B, S + new]."""
+        network: Any = model
+        config, ends = network.generation_config, network.generation_config.eos_token_id
+        config.eos_token_id = None
+        try:
+            with routed(network, schedule, backend="torch"):
                 tokens: Tensor = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            finally:
-                config.eos_token_id = ends
-            return tokens
+        finally:
+            config.eos_token_id = ends
+        return tokens
 
 
 def torch_target() -> TorchTarget:
