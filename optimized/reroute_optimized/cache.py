@@ -76,7 +76,9 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
 
     def reset(self) -> None:
         """Empty the cache; the next forward is a prefill."""
-        super().reset()
+        for layer in self.layers:  # transformers before 5.23 would zero the rows and keep them
+            layer.keys = layer.values = None
+            layer.is_initialized = False
         self.routing = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

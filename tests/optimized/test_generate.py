@@ -55,12 +55,13 @@ def test_generates_exactly_as_many_tokens_as_asked_whatever_ends_a_text():
 
 
 def test_beams_run():
-    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    # one image each: transformers before 5.23 repeats the images of a request with several in the wrong order
+    model, inputs = tiny.llava(), tiny.llava_inputs([tiny.row(4, 1, 5), tiny.row(6, 0, 0), tiny.row(2, 1, 3)])
     with routed(model, Schedule("reroute", TWO)) as result:
         tokens = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
     assert len(tokens) == 3
     assert len(result.traces) == 6
-    for own in (result.traces[0:2], result.traces[2:4]):
+    for own in (result.traces[0:2], result.traces[4:6]):
         assert own[0].decisions[0].selected == own[1].decisions[0].selected
 
 
