@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .protocol import Model
 from .tiny import PATCHES_PER_IMAGE, picture_inputs, tiny_llava, tiny_processor
 
-_NUM_SEEDED_ROWS = 64
+_NUM_SEEDED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
     routable_rule: ClassVar[str] = "RR-POOL-001"
+    network_rules: ClassVar[tuple[str, ...]] = ()
     schedule: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     new_tokens: int = 0
@@ -123,6 +124,7 @@ class DecoderCase(RoutedCase):
     """A batch of embeddings through a canonical decoder with seeded weights."""
 
     kind: ClassVar[str] = "decoder"
+    network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from reroute_spec import select
 
 from . import strategies
-from .cases import Case, LlavaCase, Row, SelectCase
-from .judge import MalformedError, Verdict, judge
+from .answers import read_selection, read_tokens
+from .cases import Case, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
+from .judge import Verdict, judge
 from .protocol import Target
 
 
@@ -44,12 +45,7 @@ def judge_select(case: SelectCase, target: Target) -> Verdict:
     verdict, scores = Verdict(), case.scores()
     values = scores.tolist()
     expected = select(values, case.k)
-    actual = target.select(scores.clone(), case.k)
-    if isinstance(actual, torch.Tensor):
-        actual = actual.tolist()
-    rows = list(actual)
-    if not all(isinstance(row, int) and 0 <= row < len(values) for row in rows):
-        raise MalformedError(f"select returned {rows}, expected integers from 0 to {len(values) - 1}")
+    rows = read_selection(target.select(scores.clone(), case.k), len(values))
     threshold = min((values[row] for row in expected), default=None)
     tied = threshold is not None and values.count(threshold) > sum(
         values[row] == threshold for row in expected
@@ -109,11 +105,7 @@ def judge_generation(case: LlavaCase, target: Target) -> Verdict:
     """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
     verdict = judge(case, target)
     model, inputs, count = case.model(), case.inputs(), 6
-    tokens = target.generate(model, inputs, case.routing(), count)
-    length = inputs["input_ids"].shape[1]
-    if tuple(tokens.shape) != (1, length + count):
-        raise MalformedError(f"generate returned shape {list(tokens.shape)}, expected [1, {length + count}]")
-    new = tokens[:, length:]
+    new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
     row = target.run(model, inputs, case.routing(), continuation=new[:, :-1])[0]
     greedy = torch.cat([row["logits"][-1:], row["decode_logits"]]).argmax(-1)
     verdict.exercised["RR-KV-002"] += 1
@@ -149,9 +141,36 @@ def _pictures() -> tuple[LlavaCase, ...]:
     )
 
 
+def _budgets() -> tuple[DecoderCase, ...]:
+    """Ratios whose product with N a binary float gets wrong (0.29 of 100), and halves that rounding gets wrong."""
+    config = decoder_config(2, heads=2, kv_heads=2)
+    pairs = (
+        ("0.29", 100),
+        ("0.57", 100),
+        ("0.58", 50),
+        ("0.5", 7),
+        ("0.35", 10),
+        ("1", 9),
+        ("0.001", 9),
+        ("1/3", 9),
+    )
+    unrouted = DecoderCase({"action": "reroute", "decisions": []}, [Row("tvvt")], config=config)
+    routed = [
+        DecoderCase(
+            {"action": action, "decisions": [{"layer": 1, "keep": keep}]},
+            [Row(f"t{'v' * n}t")],
+            config=config,
+        )
+        for keep, n in pairs
+        for action in ("reroute", "delete")
+    ]
+    return (*routed, unrouted)
+
+
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
     blocks = (
+        "RR-EQV-001",
         "RR-BLOCK-001",
         "RR-BLOCK-002",
         "RR-BLOCK-003",
@@ -160,7 +179,17 @@ def checks() -> tuple[Check, ...]:
         "RR-KV-001",
         "RR-NUM-001",
     )
-    scores = ("RR-SCORE-001", "RR-SCORE-002", "RR-POOL-003", "RR-POOL-004", "RR-BUD-001", "RR-POOL-001")
+    scores = (
+        "RR-SCORE-001",
+        "RR-SCORE-002",
+        "RR-POOL-003",
+        "RR-SCORE-003",
+        "RR-POOL-004",
+        "RR-BUD-001",
+        "RR-POOL-001",
+        "RR-POOL-005",
+        "RR-POOL-006",
+    )
     d, routed = strategies.decoder_cases, judge
     return (
         Check(
@@ -174,6 +203,7 @@ def checks() -> tuple[Check, ...]:
         ),
         Check("select-nan", "select", "core", ("RR-SEL-005",), strategies.nan_select_cases(), 50, judge_nan),
         Check("trace", "trace", "core", (*scores, *blocks, "RR-BUD-002"), d(), 150, routed),
+        Check("budgets", "trace", "core", ("RR-BUD-001", "RR-EQV-002", "RR-CFG-009"), _budgets(), 17, routed),
         Check("trace-nan", "trace", "core", ("RR-SEL-005",), strategies.poisoned_cases(), 15, routed),
         Check("route", "route", "stagewise", blocks, d(replay=True), 120, routed),
         Check("trace-gqa", "trace", "gqa", (*scores, *blocks), d(gqa=True), 120, routed),
@@ -190,7 +220,13 @@ def checks() -> tuple[Check, ...]:
             "trace-cache", "trace", "cache", ("RR-KV-002", "RR-KV-004"), d(batch=True, cache=True), 80, routed
         ),
         Check(
-            "llava", "trace", "hf", ("RR-POOL-002", "RR-KV-006"), strategies.llava_cases(), 30, judge_requests
+            "llava",
+            "trace",
+            "hf",
+            ("RR-POOL-002", "RR-KV-006", "RR-BUD-003"),
+            strategies.llava_cases(),
+            30,
+            judge_requests,
         ),
         Check("llava-picture", "trace", "hf", ("RR-POOL-002", "RR-KV-002"), _pictures(), 8, judge_generation),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,12 +52,11 @@ def conform(
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     implementation = load_target(target)
     _prepare()
+    path = _fresh_report(report)
     with _progress() as on_check:
         outcome = run_suite(implementation, chosen, on_check=on_check)
     save_failures(outcome, target, report / "cases")
     records = "".join(json.dumps(record) + "\n" for record in to_records(outcome, _versions()))
-    report.mkdir(parents=True, exist_ok=True)
-    path = report / "report.jsonl"
     path.write_text(records, "utf-8")
     (report / "verdict.txt").write_text(f"Report: {path}\n{_verdict(outcome)}\n", "utf-8")
     if as_json:
@@ -127,8 +127,25 @@ def main() -> None:
         elif hasattr(error, "remedy"):  # RerouteError
             typer.echo(f"error: {error}", err=True)
         else:
-            raise
+            traceback.print_exc()
     sys.exit(code)
+
+
+def _fresh_report(folder: Path) -> Path:
+    """The path of a report that is not there yet: what an earlier run left would outlive a crash of this one."""
+    from reroute_spec import RerouteError
+
+    old = [folder / "report.jsonl", folder / "verdict.txt", *(folder / "cases").glob("*.json")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in old:
+            path.unlink(missing_ok=True)
+        old[0].touch()
+    except OSError as error:
+        raise RerouteError(
+            "--report", f"{folder} cannot be written ({error})", "give a writable folder"
+        ) from None
+    return old[0]
 
 
 def _prepare() -> None:
@@ -219,6 +236,11 @@ def _print_report(report: Report, path: Path) -> None:
         table.add_row(result.check.name, result.check.profile, outcome, *cells, f"{result.seconds:.1f}")
     console.print(table)
     _print_failures(console, report)
+    if report.uncovered:
+        rules = ", ".join(rule.removeprefix("RR-") for rule in report.uncovered)
+        console.print(
+            f"Says nothing about {len(report.uncovered)} MUST rules that this run did not check: {rules}"
+        )
     console.print(f"Report: {path}", markup=False)
     console.print(_verdict(report), markup=False, style="bold")
 

@@ -10,8 +10,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from reroute_reference import routing
-from reroute_spec import Schedule
+import torch.nn.functional as F
+from reroute_reference import CanonicalDecoder, routing
+from reroute_reference.score import attention_scores
+from reroute_spec import Schedule, ScoreRule
 from reroute_spec.budget import parse_keep
 from reroute_spec.errors import unknown
 from reroute_spec.plan import Plan
@@ -89,29 +91,36 @@ def _same_shape(a: Any, b: Any) -> bool:
 
 
 class _LeakingTarget(ReferenceTarget):
-    """A text-only request is run under what the image request before it left behind: here, its embeddings' mean."""
+    """A text-only request sees something of the request with images before it: here, the mean of its logits."""
 
-    left_behind: Tensor | None = None
+    def __init__(self) -> None:
+        self.left_behind: Tensor | None = None
 
     def run(
         self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any
     ) -> list[dict[str, Any]]:
         observed = super().run(model, inputs, schedule, **rest)
-        visual = any(row["trace"].visual_rows for row in observed)
-        if visual:
-            _LeakingTarget.left_behind = observed[0]["logits"].mean()
-        elif _LeakingTarget.left_behind is not None and isinstance(model, nn.Module):
+        if any(row["trace"].visual_rows for row in observed):
+            self.left_behind = observed[0]["logits"].mean()
+        elif self.left_behind is not None and isinstance(model, nn.Module):
             for row in observed:
-                row["logits"] = row["logits"] + _LeakingTarget.left_behind
+                row["logits"] = row["logits"] + self.left_behind
         return observed
 
 
 def _deferred_through_mlp(decoder: Any, layer: int, hidden: Tensor, active: list[int], *rest: Any) -> Tensor:
+    """A whole block on deferred rows that skip attention alone."""
     routed = _routed_block(decoder, layer, hidden, active, *rest)
     deferred = sorted(set(range(hidden.shape[0])) - set(active))
-    if deferred:
-        normed = hidden[deferred] * torch.rsqrt(hidden[deferred].pow(2).mean(-1, keepdim=True) + 1e-6)
-        routed[deferred] = hidden[deferred] + 0.1 * normed
+    if deferred and isinstance(decoder, CanonicalDecoder):
+        name = f"layers.{layer}."
+        gate, up, down = (decoder.weights[f"{name}mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        weight = decoder.weights[name + "post_attention_layernorm.weight"]
+        normed = F.rms_norm(hidden[deferred], weight.shape, weight, decoder.config.rms_norm_eps)
+        routed[deferred] = hidden[deferred] + (F.silu(normed @ gate.T) * (normed @ up.T)) @ down.T
+    elif deferred:
+        block = decoder.blocks[layer]
+        routed[deferred] = hidden[deferred] + block.mlp(block.post_attention_layernorm(hidden[deferred]))
     return routed
 
 
@@ -149,6 +158,16 @@ def _rounded(keep: Any, n: int, *, min_keep: int = 1, pool: int | None = None) -
     exact = parse_keep(keep)
     rows = exact if isinstance(exact, int) else round(exact * n)
     return min(n if pool is None else pool, max(min_keep, rows))
+
+
+def _float_budget(keep: Any, n: int, *, min_keep: int = 1, pool: int | None = None) -> int:
+    exact = parse_keep(keep)
+    rows = exact if isinstance(exact, int) else int(float(exact) * n)
+    return min(n if pool is None else pool, max(min_keep, rows))
+
+
+def _in_half_precision(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule) -> Tensor:
+    return attention_scores(query.half().to(query.dtype), keys.half().to(keys.dtype), scaling, rule)
 
 
 def _decode_at_cache_length(decoder: Any, cache: Any, embeddings: Tensor) -> Tensor:
@@ -205,7 +224,14 @@ MUTANTS = (
         "kv-rows-for-the-full-length", "RR-KV-001", "route", {_ROUTING + "routed_block": _all_rows_cached}
     ),
     Mutant("remove-instead-of-defer", "RR-POOL-003", "trace", {}, _RemovesForGood),
-    Mutant("k-rounded", "RR-BUD-001", "trace", {"reroute_spec.plan.budget": _rounded}),
+    Mutant("k-rounded", "RR-BUD-001", "budgets", {"reroute_spec.plan.budget": _rounded}),
+    Mutant("budget-in-binary-floats", "RR-BUD-001", "budgets", {"reroute_spec.plan.budget": _float_budget}),
+    Mutant(
+        "scores-in-half-precision",
+        "RR-SCORE-003",
+        "trace",
+        {_ROUTING + "attention_scores": _in_half_precision},
+    ),
     Mutant(
         "score-without-rope",
         "RR-SCORE-001",

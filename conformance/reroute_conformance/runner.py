@@ -10,20 +10,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from reroute_spec import RerouteError
 from reroute_spec.rules import rules
 
-from .cases import Case, load_case
+from .answers import MalformedError
+from .cases import Case, SelectCase, load_case
 from .checks import Check, checks
-from .judge import MalformedError, Verdict, Violation
+from .judge import Verdict, Violation
 from .protocol import PROFILES, Target
 from .tolerance import AMBIGUOUS_SHARE
 
-CONFORMS, FAILS, INCOMPLETE, HARNESS_ERROR = "CONFORMS", "FAILS", "INCOMPLETE", "HARNESS ERROR"
-EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2, HARNESS_ERROR: 3}
+CONFORMS, FAILS, INCOMPLETE = "CONFORMS", "FAILS", "INCOMPLETE"
+EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a broken harness
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Report:
         ]
 
     @property
+    def uncovered(self) -> list[str]:
+        """MUST rules that no check of this run looked at: what its verdict says nothing about."""
+        exercised = {rule for result in self.results for rule, count in result.exercised.items() if count}
+        return [rule.id for rule in rules().values() if rule.strength == "MUST" and rule.id not in exercised]
+
+    @property
     def verdict(self) -> str:
         """CONFORMS, FAILS or INCOMPLETE."""
         if self.failures:
@@ -108,7 +116,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a target that exits must not end the suite as a success
             raise _TargetRaisedError(f"{type(error).__name__}: {error}") from error
 
     return call
@@ -238,7 +246,7 @@ def save_failures(report: Report, target_name: str, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {"check": result.check.name, "rule": failure.violation.rule, "case": failure.case.to_dict()}
         path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-        command = f"vlm-reroute replay {path} --target {target_name}"
+        command = f"vlm-reroute replay {quote(str(path))} --target {quote(target_name)}"
         result.failure = Failure(failure.violation, failure.case, path, command)
 
 
@@ -252,6 +260,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
+        if (check.kind == "select") != isinstance(case, SelectCase):
+            raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise RerouteError(
             "CASE", f"{path} is no saved case ({error!r})", "give a file that conform wrote"
@@ -279,7 +289,8 @@ def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, A
         if result.failure is not None:
             line["failure"] = describe(result.failure)
         lines.append(line)
-    return [*lines, {"record": "footer", "verdict": report.verdict, "missing": report.missing}]
+    footer = {"verdict": report.verdict, "missing": report.missing, "uncovered": report.uncovered}
+    return [*lines, {"record": "footer", **footer}]
 
 
 def describe(failure: Failure) -> dict[str, Any]:

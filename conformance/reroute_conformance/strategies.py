@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from reroute_spec import Schedule, plan
+from reroute_spec.budget import parse_keep
 
 from .cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config
 
@@ -47,13 +48,9 @@ def schedules(
     action = draw(st.sampled_from(["reroute", "reroute", "delete"]))
     layers = sorted(draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=3)))
     if draw(st.booleans()):
-        ratio = st.integers(1, 1000).map(lambda i: f"0.{i:04d}" if i < 1000 else "1")
-        keeps: list[Any] = draw(st.lists(ratio | st.just("1/3"), min_size=len(layers), max_size=len(layers)))
-        keeps = (
-            sorted(keeps, key=lambda keep: -(1 / 3 if keep == "1/3" else float(keep)))
-            if action == "delete"
-            else keeps
-        )
+        ratio = st.integers(1, 999).map(lambda i: f"0.{i:03d}") | st.sampled_from(["1", "1/3", "1/2", "0.29"])
+        keeps: list[Any] = draw(st.lists(ratio, min_size=len(layers), max_size=len(layers)))
+        keeps = sorted(keeps, key=parse_keep, reverse=True) if action == "delete" else keeps
     else:
         keeps = draw(st.lists(st.integers(1, 6), min_size=len(layers), max_size=len(layers)))
         keeps = sorted(keeps, reverse=True) if action == "delete" else keeps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -104,15 +105,10 @@ def load_target(name: str) -> Target:
         module, _, attribute = name.partition(":")
         if "" not in sys.path:
             sys.path.insert(0, "")  # a module in the working directory, as under `python -m`
-        try:
-            factory = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise RerouteError(
-                "--target", f"{name!r} cannot be loaded ({error})", "give package.module:factory"
-            ) from None
+        factory = _import(name, module, attribute)
     else:
         raise unknown("--target", name, [*points, "mutant:NAME", "package.module:factory"])
-    target = factory()
+    target = _make(name, factory)
     missing = [
         member for member in ("name", "profiles", "select", "run", "generate") if not hasattr(target, member)
     ]
@@ -120,9 +116,46 @@ def load_target(name: str) -> Target:
         raise RerouteError(
             "--target", f"{name!r} has no {', '.join(missing)}", "see reroute_conformance.protocol.Target"
         )
+    if not isinstance(target.profiles, (set, frozenset, list, tuple)):
+        raise RerouteError(
+            f"{name}.profiles", f"is a {type(target.profiles).__name__}", "give a frozenset of names"
+        )
     strange = set(target.profiles) - set(PROFILES)
     if strange:
         raise RerouteError(
             f"{name}.profiles", f"{sorted(strange)} are unknown", f"known: {', '.join(PROFILES)}"
         )
     return cast(Target, target)
+
+
+def _import(name: str, module: str, attribute: str) -> Any:
+    if not module or not attribute:
+        raise RerouteError(
+            "--target", f"{name!r} is no package.module:factory", "name a module and a factory in it"
+        )
+    try:
+        loaded = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise _unloadable(name, error) from None
+    if not callable(getattr(loaded, attribute, None)):
+        raise RerouteError(
+            "--target", f"{name!r} cannot be loaded: {module} has no callable {attribute!r}", "name a factory"
+        )
+    return getattr(loaded, attribute)
+
+
+def _make(name: str, factory: Any) -> Any:
+    try:
+        return factory()
+    except RerouteError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _unloadable(name, error) from None
+
+
+def _unloadable(name: str, error: BaseException) -> RerouteError:
+    """The error for a target whose own code raised, and where it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f", {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    problem = f"{name!r} cannot be loaded ({type(error).__name__}: {error}{place})"
+    return RerouteError("--target", problem, "mend the module or its factory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reroute_reference.families import Family, check_decision_layer
+from reroute_reference.families import Family, check_attention
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
 
@@ -34,14 +34,7 @@ def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> No
         raise RerouteError(
             "scope", f"'image' with {family.name}, whose images have no known size", "use 'request'"
         )
-    for index, decision in enumerate(schedule.decisions):
-        check_decision_layer(decoder.module, decision.layer, f"decisions[{index}].layer")
-    kinds = getattr(decoder.config, "layer_types", None) or ()
-    for layer, kind in enumerate(kinds):
-        if kind != "full_attention":
-            raise RerouteError(
-                "model", f"its block {layer} is {kind}", "only full_attention blocks are routed so far"
-            )
+    check_attention(decoder.module)
     if "forward" in decoder.module.__dict__:
         raise RerouteError(
             "model",
@@ -120,6 +113,9 @@ def check_position_ids(position_ids: Any, batch: int, columns: int) -> None:
     """
     if position_ids is None:
         return
+    if not isinstance(position_ids, Tensor) or position_ids.is_floating_point():
+        found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
+        raise RerouteError("position_ids", f"are {found}", "give an integer tensor, or none")
     if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != columns:
         raise RerouteError(
             "position_ids", f"are {list(position_ids.shape)}", f"give [{batch}, {columns}], or none"
@@ -180,6 +176,22 @@ def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping
             for value in (keywords.get(name), *(getattr(c, name, None) for c in (generation_config, own)))
         )
 
+    if keywords.get("visual_mask") is not None:
+        raise RerouteError(
+            "visual_mask", "generate does not pass it on", "call the model with it, then token by token"
+        )
+    mask = keywords.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
+        raise RerouteError(
+            "attention_mask",
+            "pads on the right, where generate would go on from a column of padding",
+            "pad on the left: padding_side='left'",
+        )
+    configured = getattr(generation_config if generation_config is not None else own, "use_cache", None)
+    if keywords.get("use_cache", configured) is False:
+        raise RerouteError(
+            "use_cache", "is False: every step would be a new prefill, with new decisions", "leave it on"
+        )
     if asked("prefill_chunk_size"):
         raise RerouteError("prefill_chunk_size", "a routed prefill is not cut into chunks", "leave it None")
     for name in _ASSISTED:

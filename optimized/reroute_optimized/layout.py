@@ -93,7 +93,7 @@ def read_masks(
     """Real and visual flags [B][S] on the host, in one copy; columns of padding are not visual."""
     batch, columns = shape
     given = [mask for mask in (attention_mask, visual_mask) if mask is not None]
-    present = [(mask == 1).to(given[-1].device) for mask in given]
+    present = [(mask != 0).to(given[-1].device) for mask in given]
     on_host = iter(torch.stack(present).tolist() if present else [])
     real = next(on_host) if attention_mask is not None else [[True] * columns for _ in range(batch)]
     visual = next(on_host) if visual_mask is not None else [[False] * columns for _ in range(batch)]
@@ -122,6 +122,11 @@ def build_layout(
     """
     width = len(real[0])
     columns = tuple(tuple(c for c, flag in enumerate(row) if flag) for row in real)
+    for index, own in enumerate(columns):
+        if not own:
+            raise RerouteError(
+                f"attention_mask[{index}]", "has no real column", "give at least one token per request"
+            )
     plans = []
     for own, flags in zip(columns, visual, strict=True):
         routable = [flags[c] for c in own]

@@ -103,10 +103,14 @@ class Router:
             raise RerouteError(
                 "inputs_embeds", "exactly one of input_ids and inputs_embeds is needed", "give one of them"
             )
-        if inputs_embeds is not None:
-            return inputs_embeds
         module: Any = self.decoder.module
-        embeddings: Tensor = module.get_input_embeddings()(input_ids)
+        embeddings: Tensor = (
+            module.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        )
+        if embeddings.ndim != 3 or 0 in embeddings.shape:
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            problem = f"make embeddings of shape {list(embeddings.shape)}"
+            raise RerouteError(name, problem, "give ids [B, S] or embeddings [B, S, d], none of them empty")
         return embeddings
 
     def _later(

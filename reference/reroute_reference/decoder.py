@@ -42,9 +42,6 @@ class CanonicalDecoder:
         }
         self.dtype = self.weights["norm.weight"].dtype
 
-    def check_decision_layer(self, layer: int, field: str) -> None:
-        """Every block holds plain q/k attention: any layer can decide."""
-
     def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Embeddings of new tokens."""
         return self.weights["embed_tokens.weight"][tokens]
@@ -53,7 +50,7 @@ class CanonicalDecoder:
         """cos and sin of every position; angles in float32, in float64 for the oracle (RR-BLOCK-005)."""
         angle_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         head_dim = self.config.shape.head_dim
-        exponents = torch.arange(0, head_dim, 2, dtype=angle_dtype) / head_dim
+        exponents = torch.arange(0, head_dim, 2, dtype=angle_dtype, device=positions.device) / head_dim
         angles = positions[:, None].to(angle_dtype) * self.config.rope_theta**-exponents
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
@@ -95,7 +92,7 @@ class CanonicalDecoder:
         )  # [H, m, h]
         logits = query @ keys.transpose(-1, -2) * self.scaling(layer)  # [H, n, m]
         new, total = logits.shape[-2:]
-        visible = torch.ones(new, total, dtype=torch.bool).tril(
+        visible = torch.ones(new, total, dtype=torch.bool, device=logits.device).tril(
             total - new
         )  # bottom-right causal (RR-KV-005)
         attention = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ values  # [H, n, h]

@@ -101,7 +101,8 @@ def family_of(model: object) -> Family:
 
 def text_decoder_of(model: nn.Module) -> tuple[nn.Module, TextDecoder]:
     """The text decoder module of a model with a head, and its description."""
-    module = model.get_submodule(family_of(model).text_decoder)
+    family = family_of(model)  # first: it refuses what is no model at all
+    module = model.get_submodule(family.text_decoder)
     names = _class_names(module)
     for description in TEXT_DECODERS:
         if description.class_name in names:
@@ -112,14 +113,15 @@ def text_decoder_of(model: nn.Module) -> tuple[nn.Module, TextDecoder]:
     )
 
 
-def check_decision_layer(decoder: nn.Module, layer: int, field: str) -> None:
-    """Refuse a decision at a block without plain q/k attention over all rows, by name (RR-SCORE-006)."""
+def check_attention(decoder: nn.Module) -> None:
+    """Refuse a decoder with a block whose attention is not plain q/k attention over all rows, by name (RR-SCORE-006)."""
     config: Any = decoder.config
-    kinds: list[str] = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    kind = kinds[layer]
-    if kind != "full_attention":
-        full = [index for index, name in enumerate(kinds) if name == "full_attention"]
-        raise RerouteError(field, f"block {layer} is {kind}", f"decide at a full_attention block: {full}")
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind != "full_attention":
+            problem = f"block {layer} of its text decoder is {kind}"
+            raise RerouteError(
+                "model", problem, "every block of the families described today is full_attention"
+            )
 
 
 def placeholder_mask(model: nn.Module, input_ids: Tensor) -> Tensor:

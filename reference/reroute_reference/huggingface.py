@@ -10,7 +10,7 @@ from reroute_spec import RerouteError
 from torch import Tensor, nn
 
 from .cache import RowCache
-from .families import check_decision_layer, text_decoder_of
+from .families import check_attention, text_decoder_of
 from .score import apply_rotary
 
 
@@ -26,6 +26,7 @@ class HuggingFaceDecoder:
             raise RerouteError("model", "is in training mode", "call model.eval() first")
         self.model = model
         self.decoder, self.parts = text_decoder_of(model)
+        check_attention(self.decoder)
         config: Any = self.decoder.config
         self.attention = str(config._attn_implementation)
         if self.attention not in ("eager", "sdpa") and not self.attention.startswith("flash_attention"):
@@ -36,10 +37,7 @@ class HuggingFaceDecoder:
             )
         self.blocks: Any = getattr(self.decoder, self.parts.blocks)
         self.num_layers = len(self.blocks)
-
-    def check_decision_layer(self, layer: int, field: str) -> None:
-        """Refuse a decision at a block without plain q/k attention."""
-        check_decision_layer(self.decoder, layer, field)
+        self.dtype: torch.dtype = next(self.decoder.parameters()).dtype
 
     def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Embeddings of new tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,14 +53,27 @@ def read_prompts(decoder: Decoder, inputs: Mapping[str, Any]) -> list[Prompt]:
     Raises:
         RerouteError: a mask of the wrong shape or type, or a row without real tokens.
     """
+    _check_types(inputs)
     if isinstance(decoder, CanonicalDecoder):
-        embeddings, positions = _need(inputs, "inputs_embeds"), inputs.get("position_ids")
-        embeddings = embeddings.to(decoder.dtype)
+        if inputs.get("inputs_embeds") is None:
+            raise RerouteError(
+                "inputs[inputs_embeds]", "is missing", "a canonical decoder takes embeddings [B, S, d]"
+            )
+        embeddings, positions = inputs["inputs_embeds"].to(decoder.dtype), inputs.get("position_ids")
     else:
         embeddings, positions = _merged_embeddings(decoder, inputs)
     batch, length = embeddings.shape[:2]
-    real = _mask(inputs.get("attention_mask"), "attention_mask", batch, length, default=True)
-    visual = _visual_mask(decoder, inputs, batch, length) & real
+    if positions is not None and tuple(positions.shape) not in ((batch, length), (1, length)):
+        raise RerouteError(
+            "inputs[position_ids]", f"have shape {list(positions.shape)}", f"give [{batch}, {length}]"
+        )
+    real = _mask(inputs.get("attention_mask"), "attention_mask", embeddings, default=True)
+    visual = _visual_mask(decoder, inputs, embeddings) & real
+    images = inputs.get("images")
+    if images is not None and (not isinstance(images, Sequence) or len(images) != batch):
+        raise RerouteError(
+            "inputs[images]", "is no list of one list per request", f"give {batch} lists of feature counts"
+        )
     prompts = []
     for row in range(batch):
         rows = real[row].nonzero()[:, 0]
@@ -84,27 +97,52 @@ def read_prompts(decoder: Decoder, inputs: Mapping[str, Any]) -> list[Prompt]:
     return prompts
 
 
-def _need(inputs: Mapping[str, Any], name: str) -> Tensor:
-    if not isinstance(inputs.get(name), Tensor):
-        raise RerouteError(f"inputs[{name}]", "is missing", "give a tensor")
-    tensor: Tensor = inputs[name]
-    return tensor
-
-
-def _mask(mask: Any, field: str, batch: int, length: int, *, default: bool) -> Bool[Tensor, "B S"]:
-    if mask is None:
-        return torch.full((batch, length), default)
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, length):
-        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+def _check_types(inputs: Any) -> None:
+    """Refuse what is no batch of tensors before a model sees it (RR-ERR-001)."""
+    if not isinstance(inputs, Mapping):
         raise RerouteError(
-            f"inputs[{field}]", f"has shape {found}", f"give a mask of shape {(batch, length)}"
+            "inputs", f"is a {type(inputs).__name__}", "give what the model's processor returns"
         )
+    if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
+        raise RerouteError(
+            "inputs[input_ids]", "is missing", "give input_ids [B, S], or inputs_embeds [B, S, d]"
+        )
+    for name, ndim, floating in (
+        ("input_ids", 2, False),
+        ("inputs_embeds", 3, True),
+        ("position_ids", 2, False),
+    ):
+        value = inputs.get(name)
+        if value is None:
+            continue
+        if (
+            not isinstance(value, Tensor)
+            or value.ndim != ndim
+            or value.is_floating_point() != floating
+            or 0 in value.shape
+        ):
+            found = (
+                f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
+            kind = "a floating" if floating else "an integer"
+            raise RerouteError(
+                f"inputs[{name}]", f"is {found}", f"give {kind} tensor of {ndim} axes, none of them empty"
+            )
+
+
+def _mask(mask: Any, field: str, embeddings: Tensor, *, default: bool) -> Bool[Tensor, "B S"]:
+    shape = tuple(embeddings.shape[:2])
+    if mask is None:
+        return torch.full(shape, default, device=embeddings.device)
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != shape:
+        found = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
+        raise RerouteError(f"inputs[{field}]", f"has {found}", f"give a mask of shape {list(shape)}")
     if field == "visual_mask" and mask.dtype != torch.bool:
         raise RerouteError(f"inputs[{field}]", f"holds {mask.dtype}", "give a bool mask")
     return mask.bool()
 
 
-def _visual_mask(decoder: Decoder, inputs: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor, "B S"]:
+def _visual_mask(decoder: Decoder, inputs: Mapping[str, Any], embeddings: Tensor) -> Bool[Tensor, "B S"]:
     """Placeholders by their ids, never by span arithmetic (RR-POOL-002)."""
     if inputs.get("visual_mask") is None and isinstance(decoder, HuggingFaceDecoder):
         if inputs.get("input_ids") is not None:
@@ -113,7 +151,7 @@ def _visual_mask(decoder: Decoder, inputs: Mapping[str, Any], batch: int, length
             raise RerouteError(
                 "inputs[visual_mask]", "is missing", "with inputs_embeds alone, say which rows are visual"
             )
-    return _mask(inputs.get("visual_mask"), "visual_mask", batch, length, default=False)
+    return _mask(inputs.get("visual_mask"), "visual_mask", embeddings, default=False)
 
 
 def _images(decoder: Decoder, inputs: Mapping[str, Any], row: int, visual: int) -> list[int] | None:
@@ -152,9 +190,12 @@ def _merged_embeddings(
     decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """X^0 as the model itself makes it: its own forward, stopped where the text decoder would begin."""
-    ours = ("visual_mask", "images")
+    own = {name: value for name, value in inputs.items() if name not in ("visual_mask", "images")}
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            own[name] = value.to(decoder.dtype)
     with _stopped_at(decoder.decoder) as given:
-        decoder.model(**{name: value for name, value in inputs.items() if name not in ours})
+        decoder.model(**own)
     embeddings = given.get("inputs_embeds")
     if embeddings is None:
         embeddings = decoder.decoder.get_submodule("embed_tokens")(given["input_ids"])

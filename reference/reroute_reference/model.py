@@ -18,6 +18,8 @@ from .inputs import Decoder, Prompt, read_prompts
 from .precision import in_precision
 from .routing import Replay, RoutedRow, check_schedule, extend, route
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class RoutedOutput:
@@ -63,7 +65,13 @@ def run(
     Raises:
         RerouteError: what the schedule, the model or the inputs cannot mean, naming the field.
     """
-    decoder = as_decoder(model, dtype)
+    if dtype is not None and dtype not in _DTYPES:
+        raise RerouteError(
+            "dtype", f"{dtype!r} is none of {', '.join(map(str, _DTYPES))}", "give one of them, or none"
+        )
+    decoder = as_decoder(model, None)
+    check_schedule(decoder, schedule)
+    decoder = decoder if dtype is None else as_decoder(model, dtype)
     prompts, routed = _route_batch(decoder, inputs, schedule, decisions)
     hidden_states = [_padded(prompt, row, schedule) for prompt, row in zip(prompts, routed, strict=True)]
     if schedule.action == "delete":
@@ -89,11 +97,12 @@ def generate(
     """Greedy decoding: exactly ``max_new_tokens`` per request, end-of-sequence ignored, prompt and new tokens returned."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise RerouteError("max_new_tokens", f"{max_new_tokens!r}", "give an integer >= 1")
-    if not isinstance(inputs.get("input_ids"), Tensor):
+    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
         raise RerouteError(
             "inputs[input_ids]", "is missing", "generate returns the prompt's tokens and needs them"
         )
     decoder = as_decoder(model, None)
+    check_schedule(decoder, schedule)
     _, routed = _route_batch(decoder, inputs, schedule, None)
     new_tokens = []
     for row in routed:
@@ -133,10 +142,16 @@ def as_decoder(model: nn.Module | CanonicalDecoder, dtype: torch.dtype | None) -
 def _route_batch(
     decoder: Decoder, inputs: Mapping[str, Any], schedule: Schedule, decisions: Sequence[Replay] | None
 ) -> tuple[list[Prompt], list[RoutedRow]]:
-    check_schedule(decoder, schedule)
     prompts = read_prompts(decoder, inputs)
-    if decisions is not None and len(decisions) != len(prompts):
-        raise RerouteError("decisions", f"are for {len(decisions)} requests", f"the batch has {len(prompts)}")
+    if decisions is not None and (not isinstance(decisions, Sequence) or len(decisions) != len(prompts)):
+        given = (
+            f"{len(decisions)} requests"
+            if isinstance(decisions, Sequence)
+            else f"a {type(decisions).__name__}"
+        )
+        raise RerouteError(
+            "decisions", f"are for {given}", f"give one list for each of {len(prompts)} requests"
+        )
     replays = [None] * len(prompts) if decisions is None else decisions
     return prompts, [route(decoder, p, schedule, replay) for p, replay in zip(prompts, replays, strict=True)]
 

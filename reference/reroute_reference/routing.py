@@ -41,9 +41,11 @@ class RoutedRow:
 
 def check_schedule(decoder: Decoder, schedule: Schedule) -> None:
     """Refuse what this decoder or this reference cannot run, before any tensor is touched (RR-CFG-008)."""
+    if not isinstance(schedule, Schedule):
+        raise RerouteError(
+            "schedule", f"is a {type(schedule).__name__}", "give a Schedule; Schedule.load reads presets"
+        )
     schedule.validate(decoder.num_layers)
-    for index, decision in enumerate(schedule.decisions):
-        decoder.check_decision_layer(decision.layer, f"decisions[{index}].layer")
     if schedule.score.source == "previous":
         raise RerouteError("score.source", "'previous' is not run by the reference", "use 'own'")
     if schedule.positions == "renumber":

@@ -10,7 +10,8 @@ from .errors import RerouteError
 Keep = Fraction | int
 """A ratio of the request's visual rows (Fraction in (0, 1]) or a row count (int >= 1)."""
 
-_RATIO = re.compile(r"(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?|\d{1,40}/\d{1,40}", re.ASCII)
+_RATIO = re.compile(r"(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?|\d{1,41}/\d{1,41}", re.ASCII)
+_LARGEST_DENOMINATOR = 10**40  # what parses also prints and parses again
 
 
 def parse_keep(value: object, field: str = "keep") -> Keep:
@@ -27,10 +28,13 @@ def parse_keep(value: object, field: str = "keep") -> Keep:
         )
     if isinstance(value, float):
         if not value.is_integer():
+            remedy = (
+                f'write it as the string "{value!r}"'
+                if 0 < value < 1
+                else 'a ratio is a string in (0, 1], "1" keeps all'
+            )
             raise RerouteError(
-                field,
-                f"{value!r} is a binary float, which holds no decimal ratio exactly",
-                f'write it as the string "{value!r}"',
+                field, f"{value!r} is a binary float, which holds no decimal ratio exactly", remedy
             )
         value = int(value)  # JSON 1.0 reads as 1
     if isinstance(value, int):
@@ -49,6 +53,8 @@ def parse_keep(value: object, field: str = "keep") -> Keep:
         raise RerouteError(
             field, f"the ratio {value} is outside (0, 1]", 'a ratio is a string in (0, 1], "1" keeps all'
         )
+    if ratio.denominator > _LARGEST_DENOMINATOR:
+        raise RerouteError(field, f"the ratio {value} has too many digits", "give at most 40 digits")
     return ratio
 
 
@@ -71,7 +77,7 @@ def format_keep(keep: Keep) -> str | int:
         while rest % prime == 0:
             rest, power = rest // prime, power + 1
         digits = max(digits, power)
-    if rest != 1:
+    if rest != 1 or digits > 40:
         return f"{keep.numerator}/{keep.denominator}"
     if digits == 0:
         return str(keep.numerator)

@@ -99,11 +99,8 @@ def cost(plan: Plan, shape: DecoderShape, element_bytes: int = 2) -> Cost:
         raise RerouteError(
             "shape.num_layers", f"{shape.num_layers}", f"the plan has {plan.num_layers} blocks"
         )
-    scored = {stage.first: stage for stage in plan.stages if stage.index > 0}
-    survivors = {}  # rows alive at a decision: all of them unless its pool has already shrunk
-    for stage in scored.values():
-        survivors[stage.first] = plan.num_rows - plan.num_visual + sum(stage.pools)
-    blocks = tuple(_block(shape, rows, survivors.get(layer)) for layer, rows in enumerate(plan.kv_rows))
+    scored = {stage.first: stage.scored for stage in plan.stages if stage.index > 0}
+    blocks = tuple(_block(shape, rows, scored.get(layer)) for layer, rows in enumerate(plan.kv_rows))
     row_bytes = 2 * shape.num_key_value_heads * shape.head_dim * element_bytes
     return Cost(blocks, _block(shape, plan.num_rows, None), row_bytes)
 

@@ -21,6 +21,7 @@ class Stage:
         kept: visual rows that run its blocks.
         budgets: rows selected per span; one entry (the request) unless ``scope = image``. Empty in stage 0.
         pools: candidates per span, aligned with ``budgets``.
+        scored: rows of U that the decision's softmax runs over; 0 in stage 0.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Stage:
     kept: int
     budgets: tuple[int, ...] = ()
     pools: tuple[int, ...] = ()
+    scored: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def plan(
     Raises:
         RerouteError: an empty prompt, a layer beyond the decoder, or images that do not add up.
     """
+    if not isinstance(schedule, Schedule):
+        raise RerouteError("schedule", f"is a {type(schedule).__name__}", "give a Schedule")
     schedule.validate(num_layers)
     if len(visual) == 0:
         raise RerouteError("visual", "is empty", "a prompt has at least one row")
@@ -92,8 +96,8 @@ def plan(
             )
     visual_rows = tuple(row for row, flag in enumerate(visual[:-1]) if flag)
     spans = _spans(schedule, visual, len(visual_rows), images)
-    stages = _stages(schedule, num_layers, len(visual_rows), spans)
     text = len(visual) - len(visual_rows)
+    stages = _stages(schedule, num_layers, text, spans)
     kv_rows = tuple(text + stage.kept for stage in stages for _ in range(stage.first, stage.last + 1))
     return Plan(len(visual), visual_rows, spans, stages, kv_rows)
 
@@ -122,9 +126,8 @@ def _spans(
     return tuple(span for span in spans if len(span))
 
 
-def _stages(
-    schedule: Schedule, num_layers: int, routable: int, spans: tuple[range, ...]
-) -> tuple[Stage, ...]:
+def _stages(schedule: Schedule, num_layers: int, text: int, spans: tuple[range, ...]) -> tuple[Stage, ...]:
+    routable = sum(len(span) for span in spans)
     if routable == 0 or not schedule.decisions:  # nothing to decide: the request runs unrouted (RR-BUD-002)
         return (Stage(0, 0, num_layers - 1, routable),)
     starts = [decision.layer for decision in schedule.decisions]
@@ -138,7 +141,9 @@ def _stages(
             budget(decision.keep, len(span), min_keep=schedule.min_keep, pool=pool)
             for span, pool in zip(spans, pools, strict=True)
         )
-        stages.append(Stage(index, first, last, sum(budgets), budgets, pools))
+        # U is every row under `reroute`, whatever the pool; under `delete` the rows still there (RR-SCORE-002)
+        scored = text + (routable if schedule.action == "reroute" else sum(pools))
+        stages.append(Stage(index, first, last, sum(budgets), budgets, pools, scored))
         if schedule.pool == "survivors":
             pools = budgets
     return tuple(stages)

@@ -262,8 +262,15 @@ class Schedule:
         """
         from .presets import preset  # presets are schedules: importing them at the top would be a cycle
 
-        if str(preset_or_path).endswith(".json"):
+        if not isinstance(preset_or_path, (str, Path)):
+            problem = f"is a {type(preset_or_path).__name__}"
+            raise RerouteError(
+                "schedule", problem, "give a Schedule, the name of a preset or the path of a .json file"
+            )
+        if Path(preset_or_path).suffix.lower() == ".json":
             return cls.from_json(Path(preset_or_path)).validate(num_layers)
+        if Path(preset_or_path).is_file():
+            raise RerouteError("schedule", f"{preset_or_path} does not end in .json", "give a JSON file")
         return preset(str(preset_or_path), num_layers)
 
     @classmethod
@@ -277,7 +284,9 @@ class Schedule:
             ) from None
         try:
             data = json.loads(text, object_pairs_hook=_no_duplicates)
-        except json.JSONDecodeError as error:
+        except RerouteError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise RerouteError(
                 "schedule", f"{path} is no JSON ({error})", "see schemas/schedule.json"
             ) from None

@@ -28,6 +28,10 @@ def select(scores: Sequence[float], k: int) -> list[int]:
             "k", f"{k!r} of {len(scores)} candidates", f"give an integer from 0 to {len(scores)}"
         )
     for ordinal, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
+            raise RerouteError(
+                f"scores[{ordinal}]", f"is a {type(score).__name__}", "give a float per candidate"
+            )
         if math.isnan(score):
             raise RerouteError(
                 f"scores[{ordinal}]", "is NaN", "a NaN is never ordered; find the block that made it"

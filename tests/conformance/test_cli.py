@@ -1,6 +1,7 @@
 """What a person types and what a machine reads."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -86,6 +87,12 @@ def test_json_goes_to_stdout_alone(vlm_reroute, tmp_path):
         (["--target", "tests.conformance.wrong:absent"], "cannot be loaded"),
         (["--target", "tests.conformance.wrong:no_target"], "has no name, profiles"),
         (["--target", "tests.conformance.wrong:unknown_profile"], "'quantum'"),
+        (["--target", "tests.conformance.wrong:not_callable"], "no callable 'not_callable'"),
+        (["--target", "tests.conformance.wrong:factory_raises"], "ZeroDivisionError"),
+        (["--target", "tests.conformance.wrong:factory_exits"], "SystemExit"),
+        (["--target", "tests.conformance.wrong:profiles_are_a_number"], "give a frozenset of names"),
+        (["--target", ":"], "is no package.module:factory"),
+        (["--target", "reference", "--report", "README.md/report"], "cannot be written"),
         (["--target", "mutant:identity"], "known: "),
         (["--target", "reference", "--profiles", "core,mrope"], "'mrope' is not known"),
         (["--target", "tests.conformance.wrong:only_batch", "--profiles", "core"], "does not claim 'core'"),
@@ -100,8 +107,32 @@ def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, arguments, words)
     assert out == ""
 
 
+def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
+    target = "mutant:lowest-scores"
+    vlm_reroute("conform", "--target", target, "--profiles", "core", "--report", str(tmp_path))
+    assert list((tmp_path / "cases").iterdir())
+    vlm_reroute("conform", "--target", "reference", "--profiles", "stagewise", "--report", str(tmp_path))
+    assert not list((tmp_path / "cases").iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reroute_conformance.runner.run_suite", lambda *a, **k: 1 // 0)
+        code, _, err = vlm_reroute("conform", "--target", "reference", "--report", str(tmp_path))
+    assert code == 3
+    assert "ZeroDivisionError" in err
+    assert not (tmp_path / "verdict.txt").exists()
+
+
+def test_a_replay_command_survives_a_folder_with_spaces(vlm_reroute, tmp_path):
+    folder = tmp_path / "my reports"
+    _, out, _ = vlm_reroute(
+        "conform", "--target", "mutant:lowest-scores", "--profiles", "core", "--report", str(folder)
+    )
+    line = next(line for line in out.splitlines() if "replay: " in line)
+    assert vlm_reroute(*shlex.split(line.split("replay: vlm-reroute ")[1]))[0] == 1
+
+
 def test_replay_refuses_what_is_no_case(vlm_reroute, tmp_path):
-    for content in ("", "{}", '{"check": "trace", "case": {"kind": "decoder"}}'):
+    mixed = '{"check": "trace", "case": {"kind": "select", "bits": [0], "k": 0}}'
+    for content in ("", "{}", mixed, '{"check": "trace", "case": {"kind": "decoder"}}'):
         path = tmp_path / "case.json"
         path.write_text(content)
         code, _, err = vlm_reroute("replay", str(path), "--target", "reference")

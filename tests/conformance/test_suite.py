@@ -7,9 +7,10 @@ import pytest
 import torch
 from reroute_conformance.cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config, load_case
 from reroute_conformance.checks import checks, judge_select
-from reroute_conformance.judge import Verdict, judge_decision
+from reroute_conformance.judge import Verdict
 from reroute_conformance.mutants import MUTANTS, mutant
 from reroute_conformance.protocol import PROFILES
+from reroute_conformance.requests import judge_decision
 from reroute_conformance.runner import (
     CONFORMS,
     FAILS,
@@ -83,12 +84,32 @@ def test_every_check_names_rules_that_exist():
     ("factory", "check", "rule", "words"),
     [
         ("raises", "trace", "RR-ERR-003", "the target raised ZeroDivisionError: kernel launch"),
+        ("exits", "trace", "RR-ERR-003", "the target raised SystemExit"),
         ("returns_none", "trace", "RR-ERR-003", "run returned NoneType"),
         ("one_request_missing", "trace-batch", "RR-ERR-003", "expected a list of"),
         ("no_keys", "trace", "RR-ERR-003", "keys is not a list of"),
+        ("scalar_keys", "trace", "RR-ERR-003", "keys[0] is"),
+        ("no_logits", "trace", "RR-ERR-003", "logits is a NoneType"),
+        ("complex_logits", "trace", "RR-ERR-003", "complex64"),
+        ("no_decode_logits", "trace-cache", "RR-ERR-003", "decode_logits is a NoneType"),
+        ("no_residuals", "trace", "RR-ERR-003", "residuals["),
+        ("trace_without_decisions", "trace", "RR-ERR-003", "trace cannot be read"),
+        ("selected_is_none", "trace", "RR-ERR-003", "selected"),
+        ("selected_is_a_tensor", "trace", "RR-ERR-003", "selected"),
+        ("stage_off_by_one", "trace", "RR-ERR-003", "the plan has"),
+        ("layer_off_by_one", "trace", "RR-ERR-003", "the plan has"),
+        ("trace_of_one_row", "trace", "RR-POOL-006", "1 rows, expected"),
+        ("trace_of_fewer_cached_rows", "trace", "RR-KV-001", "rows cached per block"),
+        ("scores_are_zero", "trace", "RR-SCORE-001", "scores [candidate]"),
+        ("scores_are_nan", "trace", "RR-SCORE-001", "scores [candidate]"),
+        ("nothing_deferred", "trace", "RR-POOL-005", "deferred"),
+        ("everything_reenters", "trace", "RR-POOL-005", "reentered"),
+        ("another_margin", "trace", "RR-POOL-006", "margin 7.0"),
         ("logits_of_another_shape", "trace", "RR-BLOCK", "shape"),
         ("nan_logits", "trace", "RR-BLOCK", "nan"),
         ("selects_out_of_range", "select", "RR-ERR-003", "expected integers from 0 to"),
+        ("selects_none", "select", "RR-ERR-003", "select returned None"),
+        ("generates_a_list", "llava-picture", "RR-ERR-003", "generate returned list"),
         ("ignores_replay", "route", "RR-ERR-003", "was not replayed"),
         ("slightly_off", "trace", "RR-BLOCK", "ulp"),
     ],
@@ -97,7 +118,14 @@ def test_a_wrong_answer_is_the_targets_failure_and_never_a_crash(factory, check,
     result = run_check(CHECKS[check], load_target(WRONG + factory))
     assert result.failure is not None
     assert result.failure.violation.rule.startswith(rule)
-    assert words in result.failure.violation.detail
+    assert words in f"{result.failure.violation.where}: {result.failure.violation.detail}"
+
+
+@pytest.mark.parametrize(
+    ("factory", "check"), [("selects_numpy_integers", "select"), ("float64_inside", "trace-gqa")]
+)
+def test_an_honest_target_passes_however_it_computes(factory, check):
+    assert run_check(CHECKS[check], load_target(WRONG + factory)).failure is None
 
 
 def test_a_target_without_core_is_incomplete():
@@ -110,6 +138,12 @@ def test_a_rule_that_was_not_exercised_makes_the_run_incomplete():
     report = run_suite(reference(), ["core"], examples=1)
     assert report.verdict == INCOMPLETE
     assert "RR-SEL-003" in report.missing
+
+
+def test_a_report_lists_what_its_verdict_says_nothing_about():
+    report = run_suite(reference(), ["core"])
+    assert {"RR-KV-002", "RR-EQV-004", "RR-CFG-001"} <= set(report.uncovered)
+    assert not {"RR-SEL-003", "RR-BUD-001", "RR-EQV-002"} & set(report.uncovered)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +173,13 @@ def test_the_report_is_json_lines_with_header_checks_and_footer():
     report = run_suite(reference(), ["core"], examples=3)
     records = [json.loads(json.dumps(record)) for record in to_records(report, {"torch": "x"})]
     assert [records[0]["record"], records[-1]["record"]] == ["header", "footer"]
-    assert {record["name"] for record in records[1:-1]} == {"select", "select-nan", "trace", "trace-nan"}
+    assert {record["name"] for record in records[1:-1]} == {
+        "select",
+        "select-nan",
+        "trace",
+        "budgets",
+        "trace-nan",
+    }
 
 
 CASES = [

@@ -61,6 +61,11 @@ def test_beams_run():
         tokens = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
     assert len(tokens) == 3
     assert len(result.traces) == 6
+    with routed(model, Schedule("reroute", TWO)):
+        for request, beams in enumerate(tokens):
+            one = single(inputs, request)
+            alone = model.generate(**one, max_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
+            assert torch.equal(alone[0, -4:], beams[-4:])
     for own in (result.traces[0:2], result.traces[4:6]):
         assert own[0].decisions[0].selected == own[1].decisions[0].selected
 
@@ -91,3 +96,38 @@ def test_generated_placeholders_are_text():
         cache = model(**inputs).past_key_values
         model(input_ids=torch.tensor([[tiny.IMAGE]]), past_key_values=cache)
     assert cache.routing.num_rows.tolist() == [len(ROWS[0]) + 1]
+
+
+def test_right_padding_is_refused_where_it_would_go_wrong_and_only_there():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    right = {name: value.clone() for name, value in inputs.items()}
+    for name in ("input_ids", "attention_mask"):
+        for row, real in enumerate(inputs["attention_mask"].bool()):
+            right[name][row] = torch.cat([inputs[name][row][real], inputs[name][row][~real]])
+    with routed(model, Schedule("reroute", TWO)) as result:
+        with pytest.raises(RerouteError, match=r"^attention_mask: pads on the right"):
+            model.generate(**right, max_new_tokens=2, do_sample=False)
+        model(**right)
+        on_the_right = result.traces
+        model(**inputs)
+    assert [[d.selected for d in t.decisions] for t in on_the_right] == [
+        [d.selected for d in t.decisions] for t in result.traces
+    ]
+
+
+def test_generation_that_would_decide_again_at_every_token_is_refused():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
+    with routed(model, Schedule("reroute", TWO)):
+        with pytest.raises(RerouteError, match=r"^use_cache"):
+            model.generate(**inputs, max_new_tokens=2, use_cache=False)
+        with pytest.raises(RerouteError, match=r"^visual_mask"):
+            model.generate(**inputs, max_new_tokens=2, visual_mask=inputs["input_ids"] == tiny.IMAGE)
+
+
+def test_mask_values_other_than_one_are_real_as_in_transformers():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
+    with routed(model, Schedule("reroute", TWO)) as result:
+        logits = model(**inputs).logits
+        doubled = model(**{**inputs, "attention_mask": inputs["attention_mask"] * 2}).logits
+    assert torch.equal(logits, doubled)
+    assert result.traces[0].num_rows == inputs["input_ids"].shape[1]

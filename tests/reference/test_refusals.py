@@ -101,3 +101,61 @@ def test_weights_of_another_shape():
         refused("weights[", lambda change=change: CanonicalDecoder(config, {**weights, **change}))
     del weights["norm.weight"]
     refused("weights[norm.weight]", lambda: CanonicalDecoder(config, weights))
+
+
+def test_a_decoder_with_another_kind_of_attention():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+    }
+    config = Qwen2Config(
+        **sizes, num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=2
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    message = refused(
+        "model", lambda: run(model, {"input_ids": torch.tensor([[1, 2]])}, Schedule("reroute", ()))
+    )
+    assert "block 2 of its text decoder is sliding_attention" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"input_ids": None}, "input_ids"),
+        ({"input_ids": [[1, 2]]}, "input_ids"),
+        ({"input_ids": torch.ones(1, 4)}, "input_ids"),
+        ({"input_ids": torch.ones(4, dtype=torch.long)}, "input_ids"),
+        ({"input_ids": torch.ones(0, 4, dtype=torch.long)}, "input_ids"),
+        ({"position_ids": "0"}, "position_ids"),
+        ({"position_ids": torch.zeros(1, 46)}, "position_ids"),
+        ({"position_ids": torch.zeros(3, 46, dtype=torch.long)}, "position_ids"),
+        ({"images": 5}, "images"),
+        ({"images": [[36], [36]]}, "images"),
+    ],
+)
+def test_inputs_that_are_no_batch(llava, changes, field):
+    refused(field, lambda: run(llava, {**picture_inputs(), **changes}, ONE))
+
+
+def test_arguments_of_another_type(llava):
+    for inputs in (None, [1], "picture"):
+        refused("inputs", lambda inputs=inputs: run(llava, inputs, ONE))
+        refused("inputs", lambda inputs=inputs: generate(llava, inputs, ONE, 1))
+    for schedule in (None, "reroute-fastv-192", ONE.to_dict()):
+        refused("schedule", lambda schedule=schedule: run(llava, picture_inputs(), schedule))
+    refused("decisions", lambda: run(llava, picture_inputs(), ONE, decisions=3))
+    for dtype in ("float32", torch.int32):
+        refused("dtype", lambda dtype=dtype: run(llava, picture_inputs(), ONE, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_embeddings_follow_the_precision_that_is_asked_for(llava, dtype):
+    embeds, mask = torch.randn(1, 5, 64), torch.tensor([[False, True, True, True, False]])
+    output = run(llava, {"inputs_embeds": embeds, "visual_mask": mask}, ONE, dtype=dtype)
+    assert output.logits.dtype == dtype
+    assert output.logits.isfinite().all()

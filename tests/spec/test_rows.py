@@ -219,3 +219,21 @@ def test_a_replayed_selection_has_to_be_possible(rows):
     request = plan(schedule((0, 2)), 1, visual_flags(4, 1))
     with pytest.raises(RerouteError, match="decisions"):
         check_selection(request, 1, range(4), rows, "decisions[0]")
+
+
+def test_under_reroute_scoring_costs_all_rows_whatever_the_pool():
+    pairs = ((1, "0.5"), (2, "0.25"))
+    rerouted, survivors, removed = (
+        plan(schedule(*pairs, **options), 4, visual_flags(8, 2))
+        for options in ({}, {"pool": "survivors"}, {"action": "delete"})
+    )
+    assert [stage.scored for stage in rerouted.stages] == [0, 10, 10]
+    assert [stage.scored for stage in survivors.stages] == [0, 10, 10]
+    assert [stage.scored for stage in removed.stages] == [0, 10, 6]
+
+
+def test_wrong_types_are_refused_by_name():
+    with pytest.raises(RerouteError, match=r"scores\[1\]: is a NoneType"):
+        select([1.0, None], 1)
+    with pytest.raises(RerouteError, match="schedule: is a NoneType"):
+        plan(None, 4, [True, False])

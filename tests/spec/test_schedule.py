@@ -203,3 +203,36 @@ def test_the_schema_refuses_what_it_can_say():
     for data in ({"action": "reroute"}, with_changes(extra=1), with_changes(decisions=decisions((3, 0.5)))):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(data, schema("schedule"))
+
+
+@pytest.mark.parametrize("keep", ["1e-40", "0." + "0" * 38 + "1", "1/3", f"1/{10**40}", f"1/{2**100}"])
+def test_whatever_keep_is_accepted_survives_its_own_json(keep):
+    schedule = Schedule("reroute", (Decision(1, keep),))
+    assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
+
+
+@pytest.mark.parametrize("keep", ["1e-41", Fraction(1, 3**100)])
+def test_a_keep_with_more_digits_than_can_be_written_is_refused(keep):
+    with pytest.raises(RerouteError, match="too many digits"):
+        Decision(1, keep)
+
+
+@pytest.mark.parametrize("keep", [float("nan"), float("inf"), 1.5, -0.5])
+def test_no_remedy_is_offered_that_would_be_refused(keep):
+    with pytest.raises(RerouteError, match="a ratio is a string in"):
+        Decision(1, keep)
+
+
+def test_load_says_what_it_takes(tmp_path):
+    for wrong in (None, {"action": "reroute"}, 3):
+        with pytest.raises(RerouteError, match="give a Schedule, the name of a preset or the path"):
+            Schedule.load(wrong)
+    path = tmp_path / "schedule.txt"
+    path.write_text("{}")
+    with pytest.raises(RerouteError, match=r"does not end in \.json"):
+        Schedule.load(path)
+    path = tmp_path / "deep.json"
+    for text in ("[" * 100_000, '{"min_keep": 1' + "0" * 5000 + "}"):
+        path.write_text(text)
+        with pytest.raises(RerouteError, match="is no JSON"):
+            Schedule.load(path)

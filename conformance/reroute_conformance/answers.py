@@ -1,0 +1,161 @@
+"""Reading a target's answer: every form that it may have, and an error for every other. Content is judged elsewhere."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+import torch
+from reroute_spec import DecisionRecord, Plan, RoutingTrace
+from reroute_spec.schemas import schema
+from torch import Tensor
+
+_TRACE = jsonschema.Draft202012Validator(schema("trace"))
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class MalformedError(Exception):
+    """A target's answer that is not of the protocol's form (RR-ERR-003)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's part of what ``Target.run`` returned, its form checked against the request's plan."""
+
+    trace: RoutingTrace
+    residuals: dict[int, Tensor]
+    logits: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    decode_logits: Tensor | None
+
+    def record(self, stage: int) -> DecisionRecord:
+        """The record of a decision, 1 for the first."""
+        return self.trace.decisions[stage - 1]
+
+
+def read_answers(answers: Any, plans: Sequence[Plan], *, decoded: bool) -> list[Answer]:
+    """What ``Target.run`` returned for a batch.
+
+    Args:
+        answers: whatever it was.
+        plans: one per request.
+        decoded: whether there was a continuation.
+
+    Raises:
+        MalformedError: an answer of another form, naming the request and the entry.
+    """
+    if not isinstance(answers, (list, tuple)) or len(answers) != len(plans):
+        found = f"{len(answers)} of them" if isinstance(answers, (list, tuple)) else type(answers).__name__
+        raise MalformedError(f"run returned {found}, expected a list of {len(plans)} dicts")
+    return [
+        _read_answer(b, answer, request, decoded)
+        for b, (answer, request) in enumerate(zip(answers, plans, strict=True))
+    ]
+
+
+def _read_answer(b: int, answer: Any, request: Plan, decoded: bool) -> Answer:
+    if not isinstance(answer, dict):
+        raise MalformedError(f"request {b} is a {type(answer).__name__}, expected a dict")
+    caches = {}
+    for name in ("keys", "values"):
+        entries = answer.get(name)
+        if not isinstance(entries, (list, tuple)) or len(entries) != request.num_layers:
+            raise MalformedError(f"request {b}: {name} is not a list of {request.num_layers} tensors")
+        caches[name] = [
+            _tensor(entry, 3, f"request {b}: {name}[{layer}]") for layer, entry in enumerate(entries)
+        ]
+    residuals = answer.get("residuals")
+    if not isinstance(residuals, dict):
+        raise MalformedError(
+            f"request {b}: residuals is a {type(residuals).__name__}, expected a dict by layer"
+        )
+    ends = [stage.first for stage in request.stages if stage.index > 0] + [request.num_layers]
+    return Answer(
+        trace=_trace(b, answer.get("trace"), request),
+        residuals={
+            layer: _tensor(residuals.get(layer), 2, f"request {b}: residuals[{layer}]") for layer in ends
+        },
+        logits=_tensor(answer.get("logits"), 2, f"request {b}: logits"),
+        decode_logits=_tensor(answer.get("decode_logits"), 2, f"request {b}: decode_logits")
+        if decoded
+        else None,
+        **caches,
+    )
+
+
+def _tensor(value: Any, ndim: int, what: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise MalformedError(f"{what} is a {type(value).__name__}, expected a tensor of {ndim} axes")
+    if value.ndim != ndim or value.dtype not in _FLOATS:
+        raise MalformedError(
+            f"{what} is {value.dtype} {list(value.shape)}, expected a real tensor of {ndim} axes"
+        )
+    return value.detach()
+
+
+def _trace(b: int, trace: Any, request: Plan) -> RoutingTrace:
+    if not isinstance(trace, RoutingTrace):
+        raise MalformedError(f"request {b}: trace is a {type(trace).__name__}, expected a RoutingTrace")
+    try:
+        problem = next(_TRACE.iter_errors(trace.to_dict()), None)
+    except Exception as error:
+        raise MalformedError(f"request {b}: trace cannot be read as data ({error})") from None
+    if problem is not None:
+        raise MalformedError(f"request {b}: trace{problem.json_path[1:]}: {problem.message}")
+    decided = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
+    found = [(record.stage, record.layer) for record in trace.decisions]
+    if found != decided:
+        raise MalformedError(f"request {b}: decisions at (stage, layer) {found}, the plan has {decided}")
+    for record in trace.decisions:
+        if len(record.scores) != len(record.pool):
+            counts = f"{len(record.scores)} scores of {len(record.pool)} candidates"
+            raise MalformedError(f"request {b}, decision {record.stage}: {counts}")
+    return trace
+
+
+def read_selection(rows: Any, n: int) -> list[int]:
+    """What ``Target.select`` returned: integers of any kind from 0 to ``n - 1``.
+
+    Raises:
+        MalformedError: anything else.
+    """
+    try:
+        places = [operator.index(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+    except TypeError:
+        raise MalformedError(f"select returned {rows!r}, expected integers from 0 to {n - 1}") from None
+    if not all(0 <= place < n for place in places):
+        raise MalformedError(f"select returned {places}, expected integers from 0 to {n - 1}")
+    return places
+
+
+def read_tokens(tokens: Any, prompt: Tensor, count: int) -> Tensor:
+    """The ``count`` new tokens of what ``Target.generate`` returned, [1, count].
+
+    Raises:
+        MalformedError: anything but the prompt [1, S] and ``count`` integers after it.
+    """
+    length = prompt.shape[1]
+    if (
+        not isinstance(tokens, Tensor)
+        or tuple(tokens.shape) != (1, length + count)
+        or tokens.is_floating_point()
+    ):
+        found = (
+            f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        )
+        raise MalformedError(f"generate returned {found}, expected integers [1, {length + count}]")
+    if not torch.equal(tokens[:, :length], prompt):
+        raise MalformedError("generate changed the prompt")
+    return tokens[:, length:]
+
+
+def first_difference(expected: Sequence[Any], actual: Sequence[Any]) -> str:
+    """Where two sequences part, in words."""
+    for place, (a, b) in enumerate(zip(expected, actual, strict=False)):
+        if a != b:
+            return f"entry {place} is {b}, expected {a}"
+    return f"{len(actual)} entries, expected {len(expected)}"
