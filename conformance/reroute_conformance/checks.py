@@ -82,7 +82,7 @@ def judge_nan(case: SelectCase, target: Target) -> Verdict:
         return verdict
     at = int(case.scores().isnan().int().argmax())
     verdict.violate(
-        "RR-SEL-005", "select", f"score {at} is NaN, yet {list(rows)} was selected: NaN must be an error"
+        "RR-SEL-005", "select", f"score {at} is NaN, yet {rows!r} was selected: NaN must be an error"
     )
     return verdict
 
