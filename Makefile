@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format rules
+.PHONY: demo test lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch
@@ -27,6 +27,12 @@ format: $(STAMP)
 # spec/reroute_spec/rules.json from the chapters
 rules: $(STAMP)
 	$(BIN)/python -m reroute_spec.rules spec
+
+# spec/proofs: exhaustive enumeration, the counterexample, and Coq (apt-get install coq) over Route.v
+proofs: $(STAMP)
+	$(BIN)/python spec/proofs/enumeration.py
+	$(BIN)/python spec/proofs/counterexample.py
+	$(BIN)/python spec/proofs/check.py
 
 # torch first: its pin takes the CPU build where one is at hand, and everything after it then finds it in place
 $(STAMP): pyproject.toml constraints.txt
