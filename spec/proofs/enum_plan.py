@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations, pairwise, product
 
-from reroute_spec import Keep, Plan, Stage, budget, plan
+from reroute_spec import Keep, Plan, budget, plan
 from reroute_spec.plan import visual_flags
 from statements import (
     DECISIONS,
@@ -54,35 +54,31 @@ def schedules() -> int:
     for n, depth in product(range(ROWS + 1), range(1, BLOCKS + 1)):
         flags = visual_flags(n, 2, before=1)
         for layers in (c for m in range(DECISIONS + 1) for c in combinations(range(depth), m)):
-            for keeps in product(range(1, n + 2), repeat=len(layers)):
-                plans = []
-                for kind in KINDS:
-                    grows = any(b > a for a, b in pairwise(keeps))
-                    if kind[0] == "delete" and grows:
-                        require(refused(schedule, kind, layers, keeps), "grows", keeps=keeps)
-                        continue
-                    plans.append(plan(schedule(kind, layers, keeps), depth, flags))
-                    kept, pools = [min(n, keep) for keep in keeps], [n] * len(keeps)
-                    if kind[1] == "survivors":
-                        kept = [min(n, *keeps[: j + 1]) for j in range(len(keeps))]
-                        pools = [n, *kept][: len(keeps)]
-                    _check_plan(plans[-1], depth, layers, n, kept, pools)
-                seen += len(plans)
-                require(plans[1:2] == plans[2:] or len(plans) < 3, "delete runs as survivors", keeps=keeps)
+            for keeps, kind in product(product(range(1, n + 2), repeat=len(layers)), KINDS):
+                if kind[0] == "delete" and any(b > a for a, b in pairwise(keeps)):
+                    require(refused(schedule, kind, layers, keeps), "delete never grows", keeps=keeps)
+                    continue
+                kept, pools = [min(n, keep) for keep in keeps], [n] * len(keeps)
+                if kind[1] == "survivors":
+                    kept = [min(n, *keeps[: j + 1]) for j in range(len(keeps))]
+                    pools = [n, *kept][: len(keeps)]
+                _check_plan(plan(schedule(kind, layers, keeps), depth, flags), depth, layers, n, kept, pools)
+                seen += 1
     return seen
 
 
 def _check_plan(
     request: Plan, depth: int, layers: Sequence[int], n: int, kept: Sequence[int], pools: Sequence[int]
 ) -> None:
-    decided = layers if n else ()
-    stages = [Stage(0, 0, (*decided, depth)[0] - 1, n)] if (*decided, depth)[0] > 0 else []
-    for j, (first, after) in enumerate(pairwise((*decided, depth))):
-        stages.append(Stage(j + 1, first, after - 1, kept[j], (kept[j],), (pools[j],)))
+    """``kept`` and ``pools`` per decision; the prompt is n visual rows among 2 of text."""
+    edges = (*(layers if n else ()), depth)  # where a stage ends
+    stages: list[tuple[object, ...]] = [(0, 0, edges[0] - 1, n, (), ())] if edges[0] > 0 else []
+    for j, (first, after) in enumerate(pairwise(edges)):
+        stages.append((j + 1, first, after - 1, kept[j], (kept[j],), (pools[j],)))
     rows = [n, *kept]
-    visual = [rows[sum(layer <= block for layer in decided)] for block in range(depth)]
+    visual = [rows[sum(edge <= block for edge in edges)] for block in range(depth)]
     right = (
-        request.stages == tuple(stages)
+        [(s.index, s.first, s.last, s.kept, s.budgets, s.pools) for s in request.stages] == stages
         and request.kv_rows == tuple(2 + here for here in visual)
         and request.spans == ((range(n),) if n else ())
         and request.average_visual == Fraction(sum(visual), depth)
@@ -129,6 +125,10 @@ def layouts() -> int:
                 )
                 whole = plan(schedule(KINDS[0], (0,), (1,)), 1, flags)
                 require(whole.visual_rows == request.visual_rows, "scope moves no row", flags=flags)
+                run = (
+                    length - len(routable) + len(request.spans)
+                )  # one row per span, and all that are not routable
+                require(request.kv_rows == (run,), "a visual last row runs", flags=flags, images=images)
                 seen += 1
     return seen
 
