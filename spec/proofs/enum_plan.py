@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from fractions import Fraction
 from itertools import combinations, pairwise, product
 
@@ -62,23 +63,31 @@ def schedules() -> int:
                 if kind[1] == "survivors":
                     kept = [min(n, *keeps[: j + 1]) for j in range(len(keeps))]
                     pools = [n, *kept][: len(keeps)]
-                _check_plan(plan(schedule(kind, layers, keeps), depth, flags), depth, layers, n, kept, pools)
+                scored = [2 + n] * len(layers) if kind[0] == "reroute" else [2 + pool for pool in pools]
+                request = plan(schedule(kind, layers, keeps), depth, flags)
+                _check_plan(request, depth, layers, n, kept, pools, scored)
                 seen += 1
     return seen
 
 
 def _check_plan(
-    request: Plan, depth: int, layers: Sequence[int], n: int, kept: Sequence[int], pools: Sequence[int]
+    request: Plan,
+    depth: int,
+    layers: Sequence[int],
+    n: int,
+    kept: Sequence[int],
+    pools: Sequence[int],
+    scored: Sequence[int],
 ) -> None:
-    """``kept`` and ``pools`` per decision; the prompt is n visual rows among 2 of text."""
+    """``kept``, ``pools`` and ``scored`` per decision; the prompt is n visual rows among 2 of text."""
     edges = (*(layers if n else ()), depth)  # where a stage ends
-    stages: list[tuple[object, ...]] = [(0, 0, edges[0] - 1, n, (), ())] if edges[0] > 0 else []
+    stages: list[tuple[object, ...]] = [(0, 0, edges[0] - 1, n, (), (), 0)] if edges[0] > 0 else []
     for j, (first, after) in enumerate(pairwise(edges)):
-        stages.append((j + 1, first, after - 1, kept[j], (kept[j],), (pools[j],)))
+        stages.append((j + 1, first, after - 1, kept[j], (kept[j],), (pools[j],), scored[j]))
     rows = [n, *kept]
     visual = [rows[sum(edge <= block for edge in edges)] for block in range(depth)]
     right = (
-        [(s.index, s.first, s.last, s.kept, s.budgets, s.pools) for s in request.stages] == stages
+        [astuple(stage) for stage in request.stages] == stages
         and request.kv_rows == tuple(2 + here for here in visual)
         and request.spans == ((range(n),) if n else ())
         and request.average_visual == Fraction(sum(visual), depth)
