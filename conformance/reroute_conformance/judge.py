@@ -21,7 +21,7 @@ from reroute_spec.trace import check_selection
 from .answers import MalformedError, first_difference, read_answers
 from .cases import RoutedCase
 from .protocol import Target
-from .requests import judge_request
+from .requests import RequestJudge
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
     if not all(_check_trace(b, case, plans[b], answer.trace, verdict) for b, answer in enumerate(answers)):
         return verdict
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
-    plain, oracle = (run(model, inputs, schedule, decisions=replay) for model in (narrow, wide))
+    models = narrow, wide
+    outputs = run(narrow, inputs, schedule, decisions=replay), run(wide, inputs, schedule, decisions=replay)
     for b, answer in enumerate(answers):
         tokens = None if continuation is None else continuation[b]
-        judge_request(b, case, answer, plans[b], (narrow, plain), (wide, oracle), tokens, verdict)
+        RequestJudge(b, case, answer, plans[b], models, outputs, verdict).judge(tokens)
     return verdict
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,47 +22,34 @@ if TYPE_CHECKING:
     from .judge import Verdict
 
 
-def judge_request(
-    b: int,
-    case: RoutedCase,
-    answer: Answer,
-    request: Plan,
-    plain: tuple[Any, RoutedOutput],
-    oracle: tuple[Any, RoutedOutput],
-    tokens: Tensor | None,
-    verdict: Verdict,
-) -> None:
-    """Compare one request with the reference under the target's own decisions.
+@dataclass(frozen=True)
+class RequestJudge:
+    """Compares one request with the reference under the target's own decisions.
 
-    Args:
+    Attributes:
         b: batch row.
         case: what was run.
         answer: the target's, its form checked.
         request: its plan.
-        plain, oracle: model and output of the reference in the same dtype and in float64, decisions replayed.
-        tokens: of the continuation.
+        models, outputs: of the reference in the same dtype and in float64, decisions replayed.
         verdict: filled.
     """
-    _Request(b, case, answer, request, plain, oracle, verdict).judge(tokens)
 
+    b: int
+    case: RoutedCase
+    answer: Answer
+    request: Plan
+    models: tuple[Any, Any]
+    outputs: tuple[RoutedOutput, RoutedOutput]
+    verdict: Verdict
 
-class _Request:
-    def __init__(
-        self,
-        b: int,
-        case: RoutedCase,
-        answer: Answer,
-        request: Plan,
-        plain: tuple[Any, RoutedOutput],
-        oracle: tuple[Any, RoutedOutput],
-        verdict: Verdict,
-    ) -> None:
-        self.b, self.case, self.answer, self.request, self.verdict = b, case, answer, request, verdict
-        self.models, self.outputs = (plain[0], oracle[0]), (plain[1], oracle[1])
-        self.deleting = case.routing().action == "delete"
+    @property
+    def deleting(self) -> bool:
+        """Whether rows that are not selected are gone."""
+        return self.case.routing().action == "delete"
 
     def judge(self, tokens: Tensor | None) -> None:
-        """All comparisons, in order."""
+        """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
         records = [output.traces[self.b].decisions for output in self.outputs]
         tau = score_tau(records[0], records[1], torch.float32)
         before: Sequence[int] = range(self.request.num_visual)

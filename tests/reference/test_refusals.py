@@ -15,7 +15,7 @@ def llava():
     return tiny_llava(0)
 
 
-def refused(field, call):
+def assert_refused(field, call):
     with pytest.raises(RerouteError) as error:
         call()
     assert field in error.value.field
@@ -31,41 +31,41 @@ def test_schedules_this_reference_does_not_run(llava):
         ),
         ({"action": "reroute", "decisions": [{"layer": 8, "keep": 3}]}, "decisions[0].layer"),
     ):
-        refused(field, lambda data=data: run(llava, picture_inputs(), Schedule.from_dict(data)))
+        assert_refused(field, lambda data=data: run(llava, picture_inputs(), Schedule.from_dict(data)))
 
 
 def test_models_that_are_not_described(llava):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).eval()
-    assert "GPT2LMHeadModel is not described" in refused("model", lambda: run(gpt2, {}, ONE))
-    refused("model", lambda: run("llava", picture_inputs(), ONE))
-    refused("model", lambda: run(llava.model, picture_inputs(), ONE))
+    assert "GPT2LMHeadModel is not described" in assert_refused("model", lambda: run(gpt2, {}, ONE))
+    assert_refused("model", lambda: run("llava", picture_inputs(), ONE))
+    assert_refused("model", lambda: run(llava.model, picture_inputs(), ONE))
 
 
 def test_training_mode(llava):
     llava.train()
     try:
-        refused("model", lambda: run(llava, picture_inputs(), ONE))
+        assert_refused("model", lambda: run(llava, picture_inputs(), ONE))
     finally:
         llava.eval()
 
 
 @pytest.mark.parametrize("mask", [torch.ones(1, 3), torch.ones(1, 1, 46, 46), "ones"])
 def test_attention_masks_of_another_shape(llava, mask):
-    refused("attention_mask", lambda: run(llava, {**picture_inputs(), "attention_mask": mask}, ONE))
+    assert_refused("attention_mask", lambda: run(llava, {**picture_inputs(), "attention_mask": mask}, ONE))
 
 
 def test_a_request_without_real_rows(llava):
     inputs = picture_inputs()
     inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
-    refused("attention_mask[0]", lambda: run(llava, inputs, ONE))
+    assert_refused("attention_mask[0]", lambda: run(llava, inputs, ONE))
 
 
 def test_embeddings_without_a_visual_mask(llava):
     embeds = torch.randn(1, 5, 64)
-    refused("visual_mask", lambda: run(llava, {"inputs_embeds": embeds}, ONE))
-    refused(
+    assert_refused("visual_mask", lambda: run(llava, {"inputs_embeds": embeds}, ONE))
+    assert_refused(
         "visual_mask", lambda: run(llava, {"inputs_embeds": embeds, "visual_mask": torch.ones(1, 5)}, ONE)
     )
     mask = torch.tensor([[False, True, True, True, False]])
@@ -82,7 +82,7 @@ def test_placeholders_without_an_image_are_the_models_own_error(llava):
 def test_nan_names_block_and_row(llava):
     inputs = picture_inputs()
     inputs["pixel_values"][0, 0, 0, 0] = torch.nan
-    message = refused("scores", lambda: run(llava, inputs, ONE))
+    message = assert_refused("scores", lambda: run(llava, inputs, ONE))
     assert "block 2" in message
     assert "prompt row" in message
     assert run(llava, picture_inputs(), ONE).logits.isfinite().all()
@@ -90,17 +90,17 @@ def test_nan_names_block_and_row(llava):
 
 def test_max_new_tokens_and_missing_ids(llava):
     for count in (0, -1, 1.5, True):
-        refused("max_new_tokens", lambda count=count: generate(llava, picture_inputs(), ONE, count))
-    refused("input_ids", lambda: generate(llava, {"inputs_embeds": torch.randn(1, 2, 64)}, ONE, 1))
+        assert_refused("max_new_tokens", lambda count=count: generate(llava, picture_inputs(), ONE, count))
+    assert_refused("input_ids", lambda: generate(llava, {"inputs_embeds": torch.randn(1, 2, 64)}, ONE, 1))
 
 
 def test_weights_of_another_shape():
     case = DecoderCase(ONE.to_dict(), [Row("tvt")], 0, None, None, decoder_config(3, 2, 2), 0)
     config, weights = case.model()
     for change in ({"norm.weight": torch.ones(3)}, {"extra": torch.ones(1)}):
-        refused("weights[", lambda change=change: CanonicalDecoder(config, {**weights, **change}))
+        assert_refused("weights[", lambda change=change: CanonicalDecoder(config, {**weights, **change}))
     del weights["norm.weight"]
-    refused("weights[norm.weight]", lambda: CanonicalDecoder(config, weights))
+    assert_refused("weights[norm.weight]", lambda: CanonicalDecoder(config, weights))
 
 
 def test_a_decoder_with_another_kind_of_attention():
@@ -117,7 +117,7 @@ def test_a_decoder_with_another_kind_of_attention():
         **sizes, num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=2
     )
     model = Qwen2ForCausalLM(config).eval()
-    message = refused(
+    message = assert_refused(
         "model", lambda: run(model, {"input_ids": torch.tensor([[1, 2]])}, Schedule("reroute", ()))
     )
     assert "block 2 of its text decoder is sliding_attention" in message
@@ -139,18 +139,18 @@ def test_a_decoder_with_another_kind_of_attention():
     ],
 )
 def test_inputs_that_are_no_batch(llava, changes, field):
-    refused(field, lambda: run(llava, {**picture_inputs(), **changes}, ONE))
+    assert_refused(field, lambda: run(llava, {**picture_inputs(), **changes}, ONE))
 
 
 def test_arguments_of_another_type(llava):
     for inputs in (None, [1], "picture"):
-        refused("inputs", lambda inputs=inputs: run(llava, inputs, ONE))
-        refused("inputs", lambda inputs=inputs: generate(llava, inputs, ONE, 1))
+        assert_refused("inputs", lambda inputs=inputs: run(llava, inputs, ONE))
+        assert_refused("inputs", lambda inputs=inputs: generate(llava, inputs, ONE, 1))
     for schedule in (None, "reroute-fastv-192", ONE.to_dict()):
-        refused("schedule", lambda schedule=schedule: run(llava, picture_inputs(), schedule))
-    refused("decisions", lambda: run(llava, picture_inputs(), ONE, decisions=3))
+        assert_refused("schedule", lambda schedule=schedule: run(llava, picture_inputs(), schedule))
+    assert_refused("decisions", lambda: run(llava, picture_inputs(), ONE, decisions=3))
     for dtype in ("float32", torch.int32):
-        refused("dtype", lambda dtype=dtype: run(llava, picture_inputs(), ONE, dtype=dtype))
+        assert_refused("dtype", lambda dtype=dtype: run(llava, picture_inputs(), ONE, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
