@@ -90,31 +90,35 @@ def _read_answer(b: int, answer: Any, request: Plan, decoded: bool) -> Answer:
 def _tensor(value: Any, ndim: int, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise MalformedError(f"{what} is a {type(value).__name__}, expected a tensor of {ndim} axes")
-    if value.ndim != ndim or value.dtype not in _FLOATS:
+    if value.ndim != ndim or value.dtype not in _FLOATS or value.layout != torch.strided or value.is_meta:
         raise MalformedError(
             f"{what} is {value.dtype} {list(value.shape)}, expected a real tensor of {ndim} axes"
         )
-    return value.detach()
+    return value.detach().cpu()
 
 
 def _trace(b: int, trace: Any, request: Plan) -> RoutingTrace:
     if not isinstance(trace, RoutingTrace):
         raise MalformedError(f"request {b}: trace is a {type(trace).__name__}, expected a RoutingTrace")
     try:
-        problem = next(_TRACE.iter_errors(trace.to_dict()), None)
+        data = trace.to_dict()
+        problem = next(_TRACE.iter_errors(data), None)
+        read = RoutingTrace.from_dict(data)  # tuples, whatever sequences the target used
+        for record in read.decisions:
+            torch.tensor(record.scores, dtype=torch.float64)
     except Exception as error:
         raise MalformedError(f"request {b}: trace cannot be read as data ({error})") from None
     if problem is not None:
         raise MalformedError(f"request {b}: trace{problem.json_path[1:]}: {problem.message}")
     decided = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
-    found = [(record.stage, record.layer) for record in trace.decisions]
+    found = [(record.stage, record.layer) for record in read.decisions]
     if found != decided:
         raise MalformedError(f"request {b}: decisions at (stage, layer) {found}, the plan has {decided}")
-    for record in trace.decisions:
+    for record in read.decisions:
         if len(record.scores) != len(record.pool):
             counts = f"{len(record.scores)} scores of {len(record.pool)} candidates"
             raise MalformedError(f"request {b}, decision {record.stage}: {counts}")
-    return trace
+    return read
 
 
 def read_selection(rows: Any, n: int) -> list[int]:
@@ -125,7 +129,7 @@ def read_selection(rows: Any, n: int) -> list[int]:
     """
     try:
         places = [operator.index(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
-    except TypeError:
+    except Exception:
         raise MalformedError(f"select returned {rows!r}, expected integers from 0 to {n - 1}") from None
     if not all(0 <= place < n for place in places):
         raise MalformedError(f"select returned {places}, expected integers from 0 to {n - 1}")
@@ -151,6 +155,22 @@ def read_tokens(tokens: Any, prompt: Tensor, count: int) -> Tensor:
     if not torch.equal(tokens[:, :length], prompt):
         raise MalformedError("generate changed the prompt")
     return tokens[:, length:]
+
+
+def read_greedy(answers: Any, count: int) -> Tensor:
+    """The ``count`` tokens that a run with a continuation of ``count - 1`` would have chosen greedily.
+
+    Raises:
+        MalformedError: logits of another form.
+    """
+    row = (
+        answers[0] if isinstance(answers, (list, tuple)) and answers and isinstance(answers[0], dict) else {}
+    )
+    prefill, decoded = (_tensor(row.get(name), 2, name) for name in ("logits", "decode_logits"))
+    if len(prefill) < 1 or decoded.shape != (count - 1, prefill.shape[1]):
+        shapes = f"logits {list(prefill.shape)} and decode_logits {list(decoded.shape)}"
+        raise MalformedError(f"{shapes} after a continuation of {count - 1} tokens")
+    return torch.cat([prefill[-1:], decoded]).argmax(-1)
 
 
 def first_difference(expected: Sequence[Any], actual: Sequence[Any]) -> str:

@@ -180,12 +180,12 @@ class LlavaCase(RoutedCase):
         return len(tiny_processor().tokenizer)
 
     def model(self) -> nn.Module:
-        """A transformers model; the same object for every case of one seed, as a server would keep it."""
-        return _llava(self.seed, self.attention)
+        """A transformers model; the target's own, the same for every case of one seed, as a server would keep it."""
+        return _target_llava(self.seed, self.attention)
 
     def reference_model(self, dtype: torch.dtype) -> nn.Module:
-        """The model in ``dtype``."""
-        return self.model() if dtype == torch.float32 else _wide_llava(self.seed)
+        """The model in ``dtype``, of objects that no target ever holds."""
+        return _llava(self.seed, self.attention) if dtype == torch.float32 else _wide_llava(self.seed)
 
     def inputs(self) -> dict[str, Any]:
         """What a processor returns."""
@@ -250,6 +250,17 @@ def _canonical_weights(config: str, seed: int) -> dict[str, Tensor]:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
             weights[name] = noise * gain / shape[-1] ** 0.5
     return weights
+
+
+def forget_target_models() -> None:
+    """Let the next case build the target's models anew: what one target did to its own must not reach another."""
+    _target_llava.cache_clear()
+
+
+@cache
+def _target_llava(seed: int, attention: str) -> nn.Module:
+    model: nn.Module = tiny_llava(seed, attention=attention)
+    return model
 
 
 @cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reroute_spec import select
 
 from . import strategies
-from .answers import read_selection, read_tokens
+from .answers import read_greedy, read_selection, read_tokens
 from .cases import Case, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
 from .judge import Verdict, judge
 from .protocol import Target
@@ -104,10 +104,12 @@ def judge_requests(case: LlavaCase, target: Target) -> Verdict:
 def judge_generation(case: LlavaCase, target: Target) -> Verdict:
     """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
     verdict = judge(case, target)
+    if verdict.violations:
+        return verdict  # the first difference is the one to act on
     model, inputs, count = case.model(), case.inputs(), 6
     new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
-    row = target.run(model, inputs, case.routing(), continuation=new[:, :-1])[0]
-    greedy = torch.cat([row["logits"][-1:], row["decode_logits"]]).argmax(-1)
+    rows: Any = target.run(model, inputs, case.routing(), continuation=new[:, :-1].clone())
+    greedy = read_greedy(rows, count)
     verdict.exercised["RR-KV-002"] += 1
     if not torch.equal(greedy, new[0]):
         step = int((greedy != new[0]).int().argmax())

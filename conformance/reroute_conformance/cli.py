@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -46,12 +47,13 @@ def conform(
     as_json: _Json = False,
 ) -> None:
     """Run the suite against a target and say whether it is Reroute."""
-    from .runner import EXIT_CODES, run_suite, save_failures, to_records
+    from .runner import EXIT_CODES, chosen_profiles, run_suite, save_failures, to_records
     from .targets import load_target
 
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     implementation = load_target(target)
     _prepare()
+    chosen_profiles(implementation, chosen)  # refuse before the report of an earlier run goes
     path = _fresh_report(report)
     with _progress() as on_check:
         outcome = run_suite(implementation, chosen, on_check=on_check)
@@ -135,7 +137,11 @@ def _fresh_report(folder: Path) -> Path:
     """The path of a report that is not there yet: what an earlier run left would outlive a crash of this one."""
     from reroute_spec import RerouteError
 
-    old = [folder / "report.jsonl", folder / "verdict.txt", *(folder / "cases").glob("*.json")]
+    from .checks import checks
+
+    ours = re.compile(rf"({'|'.join(check.name for check in checks())})-[0-9a-f]{{12}}\.json")
+    saved = [path for path in (folder / "cases").glob("*.json") if ours.fullmatch(path.name)]
+    old = [folder / "report.jsonl", folder / "verdict.txt", *saved]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in old:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,8 +84,9 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
 def _judge(case: RoutedCase, target: Target) -> Verdict:
     verdict = Verdict()
     inputs, schedule, continuation = case.inputs(), case.routing(), case.continuation()
+    given = None if continuation is None else continuation.clone()
     observed: Any = target.run(
-        case.model(), case.inputs(), schedule, decisions=case.decisions, continuation=continuation
+        case.model(), case.inputs(), schedule, decisions=deepcopy(case.decisions), continuation=given
     )
     narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
     decoder = as_decoder(narrow, None)

@@ -18,7 +18,7 @@ from reroute_spec import RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError
-from .cases import Case, SelectCase, load_case
+from .cases import Case, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .judge import Verdict, Violation
 from .protocol import PROFILES, Target
@@ -130,6 +130,7 @@ def run_check(
     Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
     """
     result, started = CheckResult(check), time.perf_counter()
+    forget_target_models()
     failing: dict[str, Failure] = {}  # by the case's digest
     shrinks_left = 4 * check.examples  # counted, not timed: the smallest case is the same on every machine
 
@@ -210,7 +211,7 @@ def run_suite(
     Raises:
         RerouteError: a profile that is unknown, or that the target does not claim.
     """
-    chosen = _chosen(target, profiles)
+    chosen = chosen_profiles(target, profiles)
     results = []
     for check in checks():
         if check.profile in chosen:
@@ -223,7 +224,12 @@ def run_suite(
     return Report(target.name, chosen, results)
 
 
-def _chosen(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
+def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
+    """The profiles to run, in the order of the report.
+
+    Raises:
+        RerouteError: one that is unknown, or that the target does not claim.
+    """
     names = list(target.profiles if profiles is None else profiles)
     for name in names:
         if name not in PROFILES:
@@ -260,7 +266,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        if (check.kind == "select") != isinstance(case, SelectCase):
+        fits = LlavaCase if check.profile == "hf" else SelectCase if check.kind == "select" else DecoderCase
+        if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise RerouteError(

@@ -37,7 +37,7 @@ def nan_select_cases(draw: st.DrawFn) -> SelectCase:
     case = draw(select_cases())
     at = draw(st.integers(0, len(case.bits) - 1))
     nan = draw(st.sampled_from([0x7FC00000, -0x400000, 0x7F800001]))
-    return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=case.k)
+    return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=max(1, case.k))
 
 
 @st.composite

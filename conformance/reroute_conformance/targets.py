@@ -94,7 +94,8 @@ def load_target(name: str) -> Target:
     """
     points = {point.name: point for point in entry_points(group="reroute.targets")}
     if name in points:
-        factory = points[name].load()
+        module, _, attribute = points[name].value.partition(":")
+        factory = _import(name, module, attribute)
     elif name.startswith("mutant:"):
         from .mutants import (
             mutant,  # mutants are targets themselves: importing them at the top would be a cycle
@@ -123,7 +124,7 @@ def load_target(name: str) -> Target:
     strange = set(target.profiles) - set(PROFILES)
     if strange:
         raise RerouteError(
-            f"{name}.profiles", f"{sorted(strange)} are unknown", f"known: {', '.join(PROFILES)}"
+            f"{name}.profiles", f"{sorted(map(str, strange))} are unknown", f"known: {', '.join(PROFILES)}"
         )
     return cast(Target, target)
 

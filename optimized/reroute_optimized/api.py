@@ -85,7 +85,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     handles = _hooks(model, family, loaded)
     top, text = type(model), type(decoder.module)
     decoder.module.__class__ = routed_class(text, router)
-    model.__class__ = _generating_class(top, handles, (top, text))
+    model.__class__ = _generating_class(top, router, handles, (top, text))
     return Routed(router)
 
 
@@ -162,7 +162,9 @@ def _argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get(name)
 
 
-def _generating_class(base: Any, handles: list[RemovableHandle], undo: tuple[type, type]) -> type[nn.Module]:
+def _generating_class(
+    base: Any, router: Router, handles: list[RemovableHandle], undo: tuple[type, type]
+) -> type[nn.Module]:
     """A subclass of the model's class, of the same name (saving writes it), whose ``generate`` refuses what cannot be."""
 
     @functools.wraps(base.generate)
@@ -170,7 +172,11 @@ def _generating_class(base: Any, handles: list[RemovableHandle], undo: tuple[typ
         self: nn.Module, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         check_generation(self, generation_config, kwargs)
-        return base.generate(self, inputs, generation_config, *args, **kwargs)
+        router.generating = True
+        try:
+            return base.generate(self, inputs, generation_config, *args, **kwargs)
+        finally:
+            router.generating = False
 
     namespace = {"generate": generate, "_reroute_undo": (handles, undo), "__module__": base.__module__}
     return type(base.__name__, (base,), {**namespace, "__doc__": base.__doc__})

@@ -123,12 +123,12 @@ def check_position_ids(position_ids: Any, batch: int, columns: int) -> None:
 
 
 def check_later_turn(
-    cached: int, batch: int, columns: int, attention_mask: Any, visual_mask: Tensor | None
+    cached: Tensor, batch: int, columns: int, attention_mask: Any, visual_mask: Tensor | None
 ) -> None:
     """Refuse what a turn after the prefill cannot hold yet. Reads the masks of chunks, never of a single row.
 
     Args:
-        cached: requests in the cache.
+        cached: [requests in the cache] real rows of each.
         batch, columns: shape of the new rows.
         attention_mask: of the new columns, or of all columns so far.
         visual_mask: of the new columns; for a single row only where the caller gave one.
@@ -136,9 +136,11 @@ def check_later_turn(
     Raises:
         RerouteError: another batch size, new visual rows, padding.
     """
-    if cached != batch:
+    if len(cached) != batch:
         raise RerouteError(
-            "past_key_values", f"holds {cached} requests, {batch} are given", "give as many as were cached"
+            "past_key_values",
+            f"holds {len(cached)} requests, {batch} are given",
+            "give as many as were cached",
         )
     if visual_mask is not None and bool(visual_mask.any()):
         raise RerouteError(
@@ -156,7 +158,14 @@ def check_later_turn(
         raise RerouteError(
             "attention_mask", "is no [B, columns] mask of the new rows", "give a 2-D mask, or none"
         )
-    if columns > 1 and bool((attention_mask[:, -columns:] != 1).any()):
+    seen = attention_mask[:, :-columns]
+    if columns > 1 and seen.shape[1] and bool(((seen != 0).sum(1).to(cached.device) != cached).any()):
+        raise RerouteError(
+            "attention_mask",
+            "hides rows that are in the cache, or shows others",
+            "give the masks of the turns so far, then ones",
+        )
+    if columns > 1 and bool((attention_mask[:, -columns:] == 0).any()):
         raise RerouteError(
             "attention_mask", "padding inside a later turn is not routed", "give chunks of equal length"
         )
@@ -180,15 +189,11 @@ def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping
         raise RerouteError(
             "visual_mask", "generate does not pass it on", "call the model with it, then token by token"
         )
-    mask = keywords.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
-        raise RerouteError(
-            "attention_mask",
-            "pads on the right, where generate would go on from a column of padding",
-            "pad on the left: padding_side='left'",
-        )
-    configured = getattr(generation_config if generation_config is not None else own, "use_cache", None)
-    if keywords.get("use_cache", configured) is False:
+    configured = (
+        keywords.get("use_cache"),
+        *(getattr(c, "use_cache", None) for c in (generation_config, own)),
+    )
+    if next((value for value in configured if value is not None), True) is False:
         raise RerouteError(
             "use_cache", "is False: every step would be a new prefill, with new decisions", "leave it on"
         )

@@ -28,6 +28,7 @@ class Router:
         schedule: what is decided.
         last: the last prefill that finished, or None.
         probe: for a conformance run; None otherwise.
+        generating: whether the forward is a step of ``generate``, which reads the last column.
     """
 
     def __init__(self, model: nn.Module, decoder: Decoder, family: Family, schedule: Schedule) -> None:
@@ -35,6 +36,7 @@ class Router:
         self.schedule = schedule
         self.last: Prefill | None = None
         self.probe: Probe | None = None
+        self.generating = False
         self._has_placeholders = family.merger is not None
         self._features_per_image = features_per_image(model)
         self._busy = threading.Lock()
@@ -124,7 +126,7 @@ class Router:
         state = cache.routing
         assert state is not None  # check_cache saw it filled
         batch, columns = embeddings.shape[:2]
-        checks.check_later_turn(len(state.num_rows), batch, columns, attention_mask, visual_mask)
+        checks.check_later_turn(state.num_rows, batch, columns, attention_mask, visual_mask)
         return decode(self.decoder, cache, state, embeddings, position_ids)
 
     def _prefill(
@@ -146,6 +148,12 @@ class Router:
                 "give input_ids, or visual_mask [B, S] bool",
             )
         real, visual = read_masks((batch, columns), attention_mask, visual_mask)
+        if self.generating and not all(row[-1] for row in real):
+            raise RerouteError(
+                "attention_mask",
+                "pads on the right, where generate would go on from a column of padding",
+                "pad on the left: padding_side='left'",
+            )
         layout = build_layout(
             self.schedule, self.decoder.num_layers, real, visual, self._features_per_image, embeddings.device
         )

@@ -110,6 +110,8 @@ def test_every_check_names_rules_that_exist():
         ("selects_out_of_range", "select", "RR-ERR-003", "expected integers from 0 to"),
         ("selects_none", "select", "RR-ERR-003", "select returned None"),
         ("generates_a_list", "llava-picture", "RR-ERR-003", "generate returned list"),
+        ("alters_the_weights", "llava-picture", "RR-", "error"),
+        ("one_decoded_row_too_many", "llava-picture", "RR-KV-002", "shape"),
         ("ignores_replay", "route", "RR-ERR-003", "was not replayed"),
         ("slightly_off", "trace", "RR-BLOCK", "ulp"),
     ],
@@ -122,7 +124,8 @@ def test_a_wrong_answer_is_the_targets_failure_and_never_a_crash(factory, check,
 
 
 @pytest.mark.parametrize(
-    ("factory", "check"), [("selects_numpy_integers", "select"), ("float64_inside", "trace-gqa")]
+    ("factory", "check"),
+    [("selects_numpy_integers", "select"), ("lists_in_the_trace", "trace"), ("float64_inside", "trace-gqa")],
 )
 def test_an_honest_target_passes_however_it_computes(factory, check):
     assert run_check(CHECKS[check], load_target(WRONG + factory)).failure is None

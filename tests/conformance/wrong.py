@@ -250,3 +250,25 @@ def float64_inside():
             return super().run(model, inputs, schedule, **rest)
 
     return Wide()
+
+
+def alters_the_weights():
+    class Alters(_Renamed):
+        def run(self, model, *args, **kwargs):
+            if isinstance(model, torch.nn.Module):
+                model.get_output_embeddings().weight.data.mul_(0.5)
+            return super().run(model, *args, **kwargs)
+
+    return Alters()
+
+
+def one_decoded_row_too_many():
+    return _changing_rows(
+        lambda row: {**row, "decode_logits": torch.cat([row["logits"][-1:], row["decode_logits"]])}
+    )
+
+
+def lists_in_the_trace():
+    return _changing_rows(
+        lambda row: {**row, "trace": replace(row["trace"], visual_rows=list(row["trace"].visual_rows))}
+    )

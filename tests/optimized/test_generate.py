@@ -5,7 +5,7 @@ import torch
 from reroute_optimized import routed
 from reroute_optimized.target import torch_target
 from reroute_spec import Decision, RerouteError, Schedule
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from . import oracle, tiny
 
@@ -107,6 +107,9 @@ def test_right_padding_is_refused_where_it_would_go_wrong_and_only_there():
     with routed(model, Schedule("reroute", TWO)) as result:
         with pytest.raises(RerouteError, match=r"^attention_mask: pads on the right"):
             model.generate(**right, max_new_tokens=2, do_sample=False)
+        unmasked = {name: value for name, value in right.items() if name != "attention_mask"}
+        with pytest.raises(RerouteError, match=r"^attention_mask: pads on the right"):
+            model.generate(**unmasked, pad_token_id=0, max_new_tokens=2, do_sample=False)
         model(**right)
         on_the_right = result.traces
         model(**inputs)
@@ -120,6 +123,10 @@ def test_generation_that_would_decide_again_at_every_token_is_refused():
     with routed(model, Schedule("reroute", TWO)):
         with pytest.raises(RerouteError, match=r"^use_cache"):
             model.generate(**inputs, max_new_tokens=2, use_cache=False)
+        model.generation_config.use_cache = False
+        with pytest.raises(RerouteError, match=r"^use_cache"):
+            model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2))
+        model.generation_config.use_cache = True
         with pytest.raises(RerouteError, match=r"^visual_mask"):
             model.generate(**inputs, max_new_tokens=2, visual_mask=inputs["input_ids"] == tiny.IMAGE)
 
