@@ -111,8 +111,12 @@ def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
     target = "mutant:lowest-scores"
     vlm_reroute("conform", "--target", target, "--profiles", "core", "--report", str(tmp_path))
     assert list((tmp_path / "cases").iterdir())
+    (tmp_path / "cases" / "mine.json").write_text("{}")
+    report = (tmp_path / "report.jsonl").read_text()
+    vlm_reroute("conform", "--target", "reference", "--profiles", "none", "--report", str(tmp_path))
+    assert (tmp_path / "report.jsonl").read_text() == report  # a usage error leaves the last report alone
     vlm_reroute("conform", "--target", "reference", "--profiles", "stagewise", "--report", str(tmp_path))
-    assert not list((tmp_path / "cases").iterdir())
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == ["mine.json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reroute_conformance.runner.run_suite", lambda *a, **k: 1 // 0)
         code, _, err = vlm_reroute("conform", "--target", "reference", "--report", str(tmp_path))

@@ -138,3 +138,18 @@ def test_mask_values_other_than_one_are_real_as_in_transformers():
         doubled = model(**{**inputs, "attention_mask": inputs["attention_mask"] * 2}).logits
     assert torch.equal(logits, doubled)
     assert result.traces[0].num_rows == inputs["input_ids"].shape[1]
+
+
+def test_a_later_mask_that_hides_cached_rows_is_refused():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
+    width = inputs["input_ids"].shape[1]
+    with routed(model, Schedule("reroute", TWO)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        mask = torch.ones(1, width + 2, dtype=torch.long)
+        mask[0, width - 1] = 0
+        tokens = torch.tensor([[5, 6]])
+        with pytest.raises(RerouteError, match=r"^attention_mask: hides rows that are in the cache"):
+            model(input_ids=tokens, attention_mask=mask, past_key_values=cache)
+        assert cache.get_seq_length() == width
+        model(input_ids=tokens, attention_mask=torch.ones_like(mask), past_key_values=cache)
+        assert cache.get_seq_length() == width + 2
