@@ -69,21 +69,15 @@ class _FirstRowDecides(ReferenceTarget):
     """Row 0's decision for the whole batch, as far as its ordinals fit the other rows' budgets."""
 
     def run(
-        self,
-        model: Model,
-        inputs: Mapping[str, Any],
-        schedule: Schedule,
-        *,
-        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
-        continuation: Tensor | None = None,
+        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any
     ) -> list[dict[str, Any]]:
-        own = super().run(model, inputs, schedule, decisions=decisions, continuation=continuation)
+        own = super().run(model, inputs, schedule, **rest)
         first = own[0]["trace"]
         shared = [
             [r.selected for r in (first if _same_shape(first, row["trace"]) else row["trace"]).decisions]
             for row in own
         ]
-        return super().run(model, inputs, schedule, decisions=shared, continuation=continuation)
+        return super().run(model, inputs, schedule, **{**rest, "decisions": shared})
 
 
 def _same_shape(a: Any, b: Any) -> bool:

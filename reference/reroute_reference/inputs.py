@@ -67,6 +67,7 @@ def read_prompts(decoder: Decoder, inputs: Mapping[str, Any]) -> list[Prompt]:
         raise RerouteError(
             "inputs[position_ids]", f"have shape {list(positions.shape)}", f"give [{batch}, {length}]"
         )
+    positions = None if positions is None else positions.expand(batch, -1)
     real = _mask(inputs.get("attention_mask"), "attention_mask", embeddings, default=True)
     visual = _visual_mask(decoder, inputs, embeddings) & real
     images = inputs.get("images")

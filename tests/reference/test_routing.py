@@ -280,3 +280,14 @@ def test_a_saved_checkpoint_runs_like_the_model_in_memory(tmp_path):
     assert torch.equal(
         run(model, inputs, schedule(*PYRAMID)).logits, run(loaded, inputs, schedule(*PYRAMID)).logits
     )
+
+
+def test_one_row_of_position_ids_serves_the_whole_batch(llava):
+    inputs = llava_inputs("ttItt", "tIttt")
+    columns = torch.arange(inputs["input_ids"].shape[1])[None] + 3
+    shared, spelled = (
+        run(llava, {**inputs, "position_ids": ids}, schedule(*PYRAMID))
+        for ids in (columns, columns.expand(2, -1))
+    )
+    assert torch.equal(shared.logits, spelled.logits)
+    assert [cache.next_position for cache in shared.cache] == [int(columns.max()) + 1] * 2
