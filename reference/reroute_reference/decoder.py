@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from reroute_spec import RerouteError
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor
+from transformers import DynamicCache
 
 from .cache import RowCache
+from .families import PLAIN_ATTENTION
 from .score import apply_rotary
 
 
@@ -37,10 +39,16 @@ class CanonicalDecoder:
                 raise RerouteError(f"weights[{name}]", f"has shape {found}", f"expected {shapes.get(name)}")
         self.config = config
         self.num_layers = config.shape.num_layers
+        self.kinds = [PLAIN_ATTENTION] * self.num_layers
+        self.mrope = False
         self.weights = {
             name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
         }
         self.dtype = self.weights["norm.weight"].dtype
+
+    def storage(self) -> DynamicCache:
+        """An empty cache."""
+        return DynamicCache()
 
     def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Embeddings of new tokens."""
