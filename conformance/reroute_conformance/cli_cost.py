@@ -157,54 +157,79 @@ def _print_plan(title: str, request: Plan, costs: Cost, step: DecodeCost) -> Non
     from .cli import _console, _table
 
     text = request.num_rows - request.num_visual
+    stages = [(stage, costs.blocks[stage.first : stage.last + 1]) for stage in request.stages]
+    flops, flops_name = _unit(max(sum(block.flops for block in blocks) for _, blocks in stages), _FLOPS)
+    kv, kv_name = _unit(
+        max(sum(block.kv_rows for block in blocks) for _, blocks in stages) * costs.kv_row_bytes, _KV
+    )
     title = f"{title}: {request.num_visual} visual + {text} text rows"
-    columns = ("blocks", "stage", "visual rows", "rows run", "KV rows", "GFLOPs", "scoring", "KV MiB")
+    columns = (
+        "blocks",
+        "stage",
+        "visual rows",
+        "rows run",
+        "KV rows",
+        flops_name,
+        "scoring",
+        f"KV {kv_name}",
+    )
     table = _table(title, 2, *columns)
-    for stage in request.stages:
-        blocks = costs.blocks[stage.first : stage.last + 1]
-        decided, kv_rows = blocks[0], sum(block.kv_rows for block in blocks)
+    for stage, blocks in stages:
+        kv_rows, scoring = sum(block.kv_rows for block in blocks), blocks[0].scoring
         table.add_row(
             f"{stage.first}" if len(blocks) == 1 else f"{stage.first} to {stage.last}",
             f"decision {stage.index}" if stage.index else "dense",
             str(stage.kept),
-            str(decided.rows),
+            str(blocks[0].rows),
             str(kv_rows),
-            f"{sum(block.flops - block.scoring for block in blocks) / 1e9:.1f}",
-            f"+{decided.scoring / 1e9:.2f}" if decided.scoring else "",
-            f"{kv_rows * costs.kv_row_bytes / 2**20:.1f}",
+            f"{sum(block.flops - block.scoring for block in blocks) / flops:.1f}",
+            f"+{scoring / flops:.2f}" if scoring else "",
+            f"{kv_rows * costs.kv_row_bytes / kv:.1f}",
         )
     console = _console()
     console.print(table)
     lines = [
-        "Visual rows and rows run are per block; KV rows, GFLOPs and KV MiB are of all the stage's blocks. Scoring is paid once.",
-        f"Average visual rows: {_two_places(request.average_visual)} of {request.num_visual} per block",
-        f"Prefill:  {_of(costs.flops, costs.unrouted_flops, 1e12, 'TFLOPs', 2)}",
-        f"KV cache: {_of(costs.kv_bytes, costs.unrouted_kv_bytes, 2**20, 'MiB', 1)}",
+        f"Visual rows and rows run are per block; KV rows, {flops_name} and KV {kv_name} are of all the stage's blocks.",
+        f"Average visual rows: {float(request.average_visual):.2f} of {request.num_visual} per block",
+        f"Prefill:  {_of(costs.flops, costs.unrouted_flops, _FLOPS)}",
+        f"KV cache: {_of(costs.kv_bytes, costs.unrouted_kv_bytes, _KV)}",
     ]
     if costs.state_bytes:
-        linear = sum(block.state_bytes > 0 for block in costs.blocks)
+        unit, name = _unit(costs.state_bytes, _KV)
         lines.append(
-            f"          and {costs.state_bytes / 2**20:.1f} MiB of states in {linear} linear-attention blocks, routed or not"
+            f"          and {costs.state_bytes / unit:.1f} {name} of linear-attention states, routed or not"
         )
-    routed, dense = step.bytes_per_token, step.unrouted_bytes_per_token
+    weights, weights_name = _unit(step.weight_bytes / step.batch, _BYTES)
     lines += [
-        f"Decode:   {_of(routed, dense, 1e9, 'GB', 3)} read per token (batch {step.batch}, {step.decoded} tokens before)",
-        f"          weights {float(step.weight_bytes) / step.batch / 1e9:.3f} GB, "
-        f"KV {_of(step.kv_bytes, step.unrouted_kv_bytes, 1e9, 'GB', 3)}; "
-        f"{_of(step.flops, step.unrouted_flops, 1e9, 'GFLOPs', 2)}",
-        "Counted are the decoder's blocks, in 16 bit; not the vision tower, the embedding and the head, which cost the same routed or not.",
+        f"Decode:   {_of(step.bytes_per_token, step.unrouted_bytes_per_token, _BYTES)} read per token "
+        f"(batch {step.batch}, {step.decoded} tokens before)",
+        f"          weights {step.weight_bytes / step.batch / weights:.2f} {weights_name}; "
+        f"KV {_of(step.kv_bytes, step.unrouted_kv_bytes, _BYTES)}",
+        f"          {_of(step.flops, step.unrouted_flops, _FLOPS)}",
+        "Counted: the decoder's blocks, in 16 bit. Not: vision tower, embedding, head, which cost the same routed or not.",
     ]
     for line in lines:
         console.print(line, markup=False)
 
 
-def _two_places(value: Fraction) -> str:
-    return f"{float(value):.2f}"
+_FLOPS = (1000, ("FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs", "PFLOPs"))
+_KV = (1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+_BYTES = (1000, ("B", "kB", "MB", "GB", "TB"))
 
 
-def _of(part: Fraction | int, whole: Fraction | int, unit: float, name: str, places: int) -> str:
+def _unit(largest: Fraction | float, scale: tuple[int, tuple[str, ...]]) -> tuple[int, str]:
+    """The largest unit of a scale in which a quantity is at least 1."""
+    base, names = scale
+    power = 0
+    while power + 1 < len(names) and largest >= base ** (power + 1):
+        power += 1
+    return base**power, names[power]
+
+
+def _of(part: Fraction | int, whole: Fraction | int, scale: tuple[int, tuple[str, ...]]) -> str:
+    unit, name = _unit(whole, scale)
     ratio = f" ({float(part / whole):.1%})" if whole else ""
-    return f"{float(part) / unit:.{places}f} of {float(whole) / unit:.{places}f} {name} unrouted{ratio}"
+    return f"{float(part / unit):.2f} of {float(whole / unit):.2f} {name} unrouted{ratio}"
 
 
 def _fit_data(fit: Fit, given: Schedule) -> dict[str, Any]:
@@ -239,7 +264,7 @@ def _print_fit(fit: Fit, given: Schedule, like: str, model: str, output: Path | 
         )
     console = _console()
     console.print(table)
-    averages = (_two_places(plan.average_visual) for plan in (fit.before, fit.after))
+    averages = (f"{float(plan.average_visual):.2f}" for plan in (fit.before, fit.after))
     console.print(
         f"Average visual rows per block, of {fit.after.num_visual}: {' before, '.join(averages)} after; asked {float(fit.asked):g}",
         markup=False,

@@ -46,7 +46,7 @@ def decoder_shape(name_or_path: str | Path) -> DecoderShape:
         return DECODER_SHAPES[str(name_or_path)]
     path = Path(name_or_path)
     if not path.exists():
-        if path.suffix or len(path.parts) > 1:
+        if path.suffix == ".json" or len(path.parts) > 1:
             raise RerouteError("model", f"{path} does not exist", "give a config.json or a model's folder")
         raise unknown("model", str(name_or_path), [*DECODER_SHAPES])
     return shape_from_config(path)
