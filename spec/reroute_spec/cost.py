@@ -12,9 +12,7 @@ from fractions import Fraction
 
 from .errors import RerouteError
 from .plan import Plan
-from .shapes import DECODER_SHAPES, DecoderShape, HybridShape
-
-__all__ = ["DECODER_SHAPES", "BlockCost", "Cost", "DecodeCost", "DecoderShape", "cost", "decode_cost"]
+from .shapes import DecoderShape, HybridShape
 
 _STATE_ELEMENT_BYTES = 4  # a recurrent state is kept in float32, whatever the model's dtype
 
@@ -257,5 +255,6 @@ def _mixing(shape: DecoderShape, layer: int, rows: int) -> int:
 def _state_bytes(shape: DecoderShape, layer: int, element_bytes: int) -> int:
     if not isinstance(shape, HybridShape) or layer in shape.attention_layers:
         return 0
-    convolution = shape.linear_conv_size * (shape.linear_conv_kernel_dim - 1)  # its last inputs
+    # the inputs that the next row's convolution still needs; transformers' cache keeps one more
+    convolution = shape.linear_conv_size * (shape.linear_conv_kernel_dim - 1)
     return convolution * element_bytes + shape.linear_state_size * _STATE_ELEMENT_BYTES

@@ -6,6 +6,8 @@ searching the plans themselves. Everything is exact; the same input gives the sa
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -16,6 +18,7 @@ from .errors import RerouteError
 from .plan import Plan, plan, visual_flags
 from .schedule import Decision, Schedule
 
+_AVERAGE = re.compile(r"\d{1,9}(\.\d{0,40})?", re.ASCII)
 _HALF = Fraction(1, 2)
 _FEWEST_DIGITS = 4  # of a ratio, as the published ones have
 
@@ -138,10 +141,9 @@ def _read_average(average: Fraction | int | str) -> Fraction:
     remedy = 'give rows per block as an integer, a Fraction or a string ("64", "64.5")'
     if isinstance(average, bool) or not isinstance(average, (Fraction, int, str)):
         raise RerouteError("average", f"{average!r} is a {type(average).__name__}", remedy)
-    try:
-        return Fraction(average)
-    except (ValueError, ZeroDivisionError):
-        raise RerouteError("average", f"{average!r} is no number of rows", remedy) from None
+    if isinstance(average, str) and _AVERAGE.fullmatch(average) is None:
+        raise RerouteError("average", f"{average!r} is no number of rows", remedy)
+    return Fraction(average)
 
 
 def _check(schedule: Schedule, num_visual: int) -> None:
@@ -180,10 +182,9 @@ def _shortest_between(low: Fraction, high: Fraction) -> Fraction:
         digits += 1
 
 
-def _decimal(value: Fraction, rounding: object = None) -> str:
+def _decimal(value: Fraction, rounding: Callable[[Fraction], int] = round) -> str:
     """A number for people: exact where it is a short decimal, else two places, rounded as told."""
     exact = format_keep(value)
     if isinstance(exact, str) and "/" not in exact and len(exact) <= 12:
         return exact
-    cents = rounding(value * 100) if callable(rounding) else round(value * 100)
-    return str(Decimal(cents) / 100)
+    return str(Decimal(rounding(value * 100)) / 100)

@@ -70,6 +70,8 @@ REFUSED = [
     ({"average": True}, "average"),
     ({"average": "sixty"}, "average"),
     ({"average": "1/0"}, "average"),
+    ({"average": "1e999999999"}, "average"),
+    ({"average": "-64"}, "average"),
     ({"num_visual": 0}, "num_visual"),
     ({"num_visual": "576"}, "num_visual"),
     ({"num_layers": 20}, "decisions[3].layer"),
