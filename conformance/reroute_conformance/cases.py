@@ -71,7 +71,6 @@ class SelectCase(Case):
 class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
-    routable_rule: ClassVar[str] = "RR-POOL-001"
     network_rules: ClassVar[tuple[str, ...]] = ()
     schedule: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -170,7 +169,6 @@ class LlavaCase(RoutedCase):
     """A batch through the tiny LLaVA, its images noise, or through its real processor with the drawn picture."""
 
     kind: ClassVar[str] = "llava"
-    routable_rule: ClassVar[str] = "RR-POOL-002"
     seed: int = 0
     attention: str = "sdpa"
     text: str = ""  # of the picture's question; rows are then what the processor makes of it

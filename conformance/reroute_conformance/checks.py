@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from hypothesis import strategies as st
-from reroute_spec import select
 
 from . import strategies
 from .answers import read_greedy, read_selection, read_tokens
 from .cases import Case, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
-from .judge import Verdict, judge
+from .judge import judge
 from .protocol import Target
+from .selection import judge_selection
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -41,63 +41,45 @@ class Check:
 
 
 def judge_select(case: SelectCase, target: Target) -> Verdict:
-    """Integers must match exactly (RR-SEL-001 to RR-SEL-004)."""
-    verdict, scores = Verdict(), case.scores()
-    values = scores.tolist()
-    expected = select(values, case.k)
-    rows = read_selection(target.select(scores.clone(), case.k), len(values))
-    threshold = min((values[row] for row in expected), default=None)
-    tied = threshold is not None and values.count(threshold) > sum(
-        values[row] == threshold for row in expected
-    )
-    exotic = any(value == 0 or value in (float("inf"), float("-inf")) for value in values)
-    verdict.exercised.update(
-        {"RR-SEL-001": 1, "RR-SEL-002": int(exotic), "RR-SEL-003": int(tied), "RR-SEL-004": 1}
-    )
-    if rows == expected:
-        return verdict
-    if len(rows) != case.k:
-        verdict.violate("RR-BUD-001", "select", f"{len(rows)} rows selected, k is {case.k}")
-    elif sorted(rows) == expected:
-        verdict.violate("RR-SEL-004", "select", f"{rows} is not ascending")
-    else:
-        first = min(set(rows) ^ set(expected))
-        score = values[first]
-        rule = "RR-SEL-001"
-        if score == threshold and sorted(values[r] for r in rows) == sorted(values[r] for r in expected):
-            rule = "RR-SEL-002" if score == 0 else "RR-SEL-003"
-        verb = "was selected, but should not be" if first in rows else "should be selected, but was not"
-        detail = f"first differing ordinal {first}: it {verb} (score {score!r}); expected {expected}, got {sorted(rows)}"
-        verdict.violate(rule, f"select, k = {case.k} of {len(values)}", detail)
+    """Integers must match exactly."""
+    verdict, scores = Verdict(), case.scores().tolist()
+    rows = read_selection(target.select(case.scores(), case.k), len(scores))
+    where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"
+    counted: dict[str, Any] = {"keep": case.k, "min_keep": 0, "N": len(scores), "pool": scores}
+    if verdict.require("RR-BUD-001", where, detail, selected=rows, **counted):
+        judge_selection(verdict, where, scores, rows)
     return verdict
 
 
 def judge_nan(case: SelectCase, target: Target) -> Verdict:
-    """NaN is an error, never a selection (RR-SEL-005)."""
-    verdict = Verdict()
-    verdict.exercised["RR-SEL-005"] += 1
+    """NaN is an error, never a selection."""
+    verdict, scores, rows, raised = Verdict(), case.scores(), None, False
     try:
         rows = target.select(case.scores(), case.k)
     except Exception:
-        return verdict
-    at = int(case.scores().isnan().int().argmax())
-    verdict.violate(
-        "RR-SEL-005", "select", f"score {at} is NaN, yet {rows!r} was selected: NaN must be an error"
+        raised = True
+    detail = (
+        f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
     )
+    verdict.require("RR-SEL-005", "select", detail, raised=raised, s=scores.tolist())
     return verdict
 
 
 def judge_requests(case: LlavaCase, target: Target) -> Verdict:
-    """A request, then a text-only one on the same model, then the first again (RR-KV-006)."""
-    verdict = judge(case, target)
-    after = LlavaCase(case.schedule, [Row("tttt", 5)], 2, None, None, case.seed, case.attention)
-    for follow_up in (after, case):
+    """A text-only request, one with images, then both again on the same model: nothing of one reaches the next."""
+    text_only = LlavaCase(case.schedule, [Row("tttt", 5)], 2, None, None, case.seed, case.attention)
+    verdict = judge(text_only, target)
+    verdict.add(judge(case, target))
+    if verdict.violations:
+        return verdict  # alone it is wrong already
+    for follow_up in (text_only, case):
         again = judge(follow_up, target)
-        verdict.exercised["RR-KV-006"] += 1
-        verdict.exercised.update(again.exercised)
-        if again.violations and not verdict.violations:
-            first = again.violations[0]
-            verdict.violate("RR-KV-006", f"a later request: {first.where}", f"{first.detail} [{first.rule}]")
+        first = next(iter(again.violations), None)
+        where, detail = ("", "") if first is None else (first.where, f"{first.detail} [{first.rule}]")
+        verdict.require(
+            "RR-KV-006", f"a later request: {where}", detail, right=first is None, right_alone=True
+        )
+        verdict.add(Verdict(exercised=again.exercised, decisions=again.decisions, ambiguous=again.ambiguous))
     return verdict
 
 
@@ -110,11 +92,11 @@ def judge_generation(case: LlavaCase, target: Target) -> Verdict:
     new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
     rows: Any = target.run(model, inputs, case.routing(), continuation=new[:, :-1].clone())
     greedy = read_greedy(rows, count)
-    verdict.exercised["RR-KV-002"] += 1
-    if not torch.equal(greedy, new[0]):
-        step = int((greedy != new[0]).int().argmax())
-        detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
-        verdict.violate("RR-KV-002", "generation", detail)
+    step = int((greedy != new[0]).int().argmax())
+    detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
+    names: dict[str, Any] = {"close": lambda _: True, "decode_logits": None}  # judged before
+    tokens: dict[str, Any] = {"generated": new[0].tolist(), "greedy": greedy.tolist()}
+    verdict.require("RR-KV-002", "generation", detail, **names, **tokens)
     return verdict
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_cost
+
 if TYPE_CHECKING:
-    from reroute_spec import Cost, Plan, Schedule
     from rich.console import Console
     from rich.table import Table
 
@@ -29,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(cli_cost.app)
 
 _Target = Annotated[
     str,
@@ -83,34 +86,6 @@ def replay(
         typer.echo(f"{_title(violation.rule)}\n  {violation.where}: {violation.detail}")
     typer.echo(f"{case}: {'FAILS' if verdict.violations else 'passes'}")
     raise typer.Exit(1 if verdict.violations else 0)
-
-
-@app.command()
-def plan(
-    preset: Annotated[
-        str, typer.Option(help="A preset, or a path to a schedule in JSON.")
-    ] = "reroute-fastv-192",
-    model: Annotated[str, typer.Option(help="A decoder by name.")] = "llava-1.5-7b",
-    visual: Annotated[int, typer.Option(help="Routable visual rows.", min=0)] = 576,
-    text: Annotated[int, typer.Option(help="Text rows.", min=1)] = 65,
-    as_json: _Json = False,
-) -> None:
-    """Show what a schedule runs, caches and costs, block by block."""
-    from reroute_spec import DECODER_SHAPES, Schedule, cost
-    from reroute_spec import plan as make_plan
-    from reroute_spec.errors import unknown
-    from reroute_spec.plan import visual_flags
-
-    if model not in DECODER_SHAPES:
-        raise unknown("--model", model, list(DECODER_SHAPES))
-    shape = DECODER_SHAPES[model]
-    schedule = Schedule.load(preset, shape.num_layers)
-    request = make_plan(schedule, shape.num_layers, visual_flags(visual, text))
-    costs = cost(request, shape)
-    if as_json:
-        typer.echo(json.dumps(_plan_data(schedule, request, costs)))
-    else:
-        _print_plan(f"{schedule.label or preset} on {model}", request, costs)
 
 
 def main() -> None:
@@ -260,47 +235,3 @@ def _print_failures(console: Console, report: Report) -> None:
             if result.failure.replay:
                 console.print(f"  replay: {result.failure.replay}", markup=False)
             console.print()
-
-
-def _plan_data(schedule: Schedule, request: Plan, costs: Cost) -> dict[str, Any]:
-    return {
-        "schedule": schedule.to_dict(),
-        "rows": request.num_rows,
-        "visual_rows": request.num_visual,
-        "average_visual": float(request.average_visual),
-        "blocks": [{**vars(block), "flops": block.flops} for block in costs.blocks],
-        "flops": costs.flops,
-        "flops_ratio": float(costs.flops_ratio),
-        "kv_bytes": costs.kv_bytes,
-        "kv_ratio": float(costs.kv_ratio),
-    }
-
-
-def _print_plan(title: str, request: Plan, costs: Cost) -> None:
-    text = request.num_rows - request.num_visual
-    title = f"{title}: {request.num_visual} visual + {text} text rows"
-    table = _table(title, 2, "blocks", "stage", "visual rows", "KV rows", "GFLOPs/block", "scoring", "KV MiB")
-    for stage in request.stages:
-        decided, block = costs.blocks[stage.first], costs.blocks[stage.last]
-        first, last = str(stage.first), str(stage.last)
-        table.add_row(
-            first if first == last else f"{first} to {last}",
-            f"decision {stage.index}" if stage.index else "dense",
-            str(block.rows - text),
-            str(block.kv_rows),
-            f"{(block.flops - block.scoring) / 1e9:.2f}",
-            f"+{decided.scoring / 1e9:.2f}" if decided.scoring else "",
-            f"{block.kv_rows * costs.kv_row_bytes / 2**20:.2f}",
-        )
-    console = _console()
-    console.print(table)
-    layers = request.num_layers
-    dense, full = costs.unrouted.flops * layers, costs.unrouted.kv_rows * layers * costs.kv_row_bytes
-    console.print("A block caches the rows it runs; scoring is paid once, at the decision's block.")
-    console.print(f"Average visual rows: {float(request.average_visual):.2f} of {request.num_visual}")
-    console.print(
-        f"Prefill: {costs.flops / 1e12:.2f} of {dense / 1e12:.2f} TFLOPs unrouted ({float(costs.flops_ratio):.1%})"
-    )
-    console.print(
-        f"KV cache: {costs.kv_bytes / 2**20:.1f} of {full / 2**20:.1f} MiB unrouted ({float(costs.kv_ratio):.1%})"
-    )

@@ -6,54 +6,21 @@ decision never hides or blames what follows it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from reroute_reference import run
 from reroute_reference.inputs import read_prompts
 from reroute_reference.model import as_decoder
-from reroute_spec import Plan, RerouteError, RoutingTrace, plan
-from reroute_spec.trace import check_selection
+from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
 
-from .answers import MalformedError, first_difference, read_answers
+from .answers import first_difference, read_answers
 from .cases import RoutedCase
 from .protocol import Target
 from .requests import RequestJudge
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A rule that a target broke.
-
-    Attributes:
-        rule: its id.
-        where: request, block, decision.
-        detail: expected, found, the first differing ordinal or element.
-        request: batch row, where it is one request's.
-    """
-
-    rule: str
-    where: str
-    detail: str
-    request: int | None = None
-
-
-@dataclass
-class Verdict:
-    """What one case showed."""
-
-    violations: list[Violation] = field(default_factory=list)
-    exercised: Counter[str] = field(default_factory=Counter)
-    decisions: int = 0
-    ambiguous: int = 0
-
-    def violate(self, rule: str, where: str, detail: str, request: int | None = None) -> None:
-        """Note a broken rule."""
-        self.violations.append(Violation(rule, where, detail, request))
+from .verdict import Verdict
 
 
 def judge(case: RoutedCase, target: Target) -> Verdict:
@@ -63,21 +30,26 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
     if case.poison is not None:
         return _judge_poison(case, target)
     verdict = _judge(case, target)
-    if verdict.violations and (first := verdict.violations[0]).request is not None:
-        request, row = first.request, case.rows[first.request]
-        for rule, applies, padded in (
-            ("RR-EQV-004", len(case.rows) > 1, True),
-            ("RR-EQV-005", row.pad_left or row.pad_right, False),
+    first = next(iter(verdict.violations), None)
+    for rule, applies, padded in (
+        ("RR-EQV-004", len(case.rows) > 1, True),
+        ("RR-EQV-005", any(row.pad_left or row.pad_right for row in case.rows), False),
+    ):
+        if first is None or first.request is None:
+            verdict.require(rule, "batch", "", counts=applies, right=True, right_alone=True)
+            continue
+        row = case.rows[first.request]
+        if not (len(case.rows) > 1 if padded else row.pad_left or row.pad_right):
+            continue
+        alone = _judge(case.only(first.request, padded=padded), target)
+        without = "" if padded else " and unpadded"
+        detail = f"{first.detail} [{first.rule}]; the same request alone{without} is right"
+        if not verdict.require(
+            rule, first.where, detail, request=first.request, right=False, right_alone=not alone.violations
         ):
-            if applies and not _judge(case.only(request, padded=padded), target).violations:
-                without = "" if padded else " and unpadded"
-                detail = f"{first.detail} [{first.rule}]; the same request alone{without} is right"
-                verdict.violations[0] = Violation(rule, first.where, detail, request)
-                break
+            verdict.violations.insert(0, verdict.violations.pop())  # this is the one to act on
+            break
     verdict.exercised.update(("RR-ERR-003", *case.network_rules))
-    verdict.exercised["RR-CFG-009"] += not case.routing().decisions
-    verdict.exercised["RR-EQV-004"] += len(case.rows) > 1
-    verdict.exercised["RR-EQV-005"] += any(row.pad_left or row.pad_right for row in case.rows)
     return verdict
 
 
@@ -93,7 +65,10 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
     prompts = read_prompts(decoder, inputs)
     plans = [plan(schedule, decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts]
     answers = read_answers(observed, plans, decoded=continuation is not None)
-    if not all(_check_trace(b, case, plans[b], answer.trace, verdict) for b, answer in enumerate(answers)):
+    if not all(
+        _check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
+        for b, answer in enumerate(answers)
+    ):
         return verdict
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
     models = narrow, wide
@@ -105,59 +80,101 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
 
 
 def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
-    """NaN in the input is an error, never a selection (RR-SEL-005)."""
-    verdict = Verdict()
-    verdict.exercised["RR-SEL-005"] += 1
+    """NaN in the input is an error, never a selection."""
+    verdict, raised = Verdict(), False
     try:
         target.run(case.model(), case.inputs(), case.routing())
     except Exception:
-        return verdict
+        raised = True
     detail = "the input holds NaN, yet decisions were made: NaN must be an error"
-    verdict.violate("RR-SEL-005", "prefill", detail)
+    verdict.require("RR-SEL-005", "prefill", detail, raised=raised, s=[float("nan")])
     return verdict
 
 
-def _check_trace(b: int, case: RoutedCase, request: Plan, trace: RoutingTrace, verdict: Verdict) -> bool:
+def _check_trace(
+    b: int, case: RoutedCase, request: Plan, visual: Sequence[bool], trace: RoutingTrace, verdict: Verdict
+) -> bool:
     """Whether rows, pools and budgets are the plan's: only then can the target's decisions be replayed."""
-    before = len(verdict.violations)
+    schedule, where, rows = case.routing(), f"request {b}", request.num_rows
+    detail = f"{trace.num_rows} rows, expected {rows}"
+    names: dict[str, Any] = {"num_rows": trace.num_rows, "S": rows}
+    if not verdict.require(
+        "RR-POOL-006", where, detail, request=b, counts=False, margin=None, margin_of_scores=None, **names
+    ):
+        return False
+    detail = f"routable rows: {first_difference(request.visual_rows, trace.visual_rows)}"
+    if not verdict.require(
+        "RR-POOL-001", where, detail, request=b, S=rows, visual_rows=trace.visual_rows
+    ) or not verdict.require(
+        "RR-POOL-002", where, detail, request=b, S=rows, visual=visual, visual_rows=trace.visual_rows
+    ):
+        return False
+    previous: Sequence[int] = range(request.num_visual)
     decided = [stage for stage in request.stages if stage.index > 0]
-    verdict.exercised.update((case.routable_rule, "RR-POOL-001"))
-    verdict.exercised["RR-BUD-002"] += not decided
-    if trace.num_rows != request.num_rows:
-        verdict.violate(
-            "RR-POOL-006", f"request {b}", f"{trace.num_rows} rows, expected {request.num_rows}", b
-        )
-    elif trace.visual_rows != request.visual_rows:
-        difference = first_difference(request.visual_rows, trace.visual_rows)
-        verdict.violate(case.routable_rule, f"request {b}", f"routable rows: {difference}", b)
-    schedule = case.routing()
-    pool_rule = "RR-POOL-003" if schedule.pool == "all" else "RR-POOL-004"
-    budget_rule = "RR-BUD-003" if schedule.scope == "image" else "RR-BUD-001"
-    pool: Sequence[int] = tuple(range(request.num_visual))
     for stage, record in zip(decided, trace.decisions, strict=True):
-        where = f"request {b}, decision {stage.index} at block {stage.first}"
-        verdict.exercised.update((pool_rule, budget_rule))
-        if record.pool != pool:
-            verdict.violate(pool_rule, where, f"candidates: {first_difference(pool, record.pool)}", b)
-            break
-        if len(record.selected) != stage.kept:
-            detail = f"{len(record.selected)} rows selected, the budget is {stage.kept}"
-            verdict.violate(budget_rule, where, detail, b)
-            break
-        try:
-            check_selection(request, stage.index, pool, record.selected, "selected")
-        except RerouteError as error:
-            verdict.violate(
-                budget_rule if "does not hold" in error.problem else pool_rule, where, str(error), b
-            )
-            break
-        given = None if case.decisions is None else tuple(case.decisions[b][stage.index - 1])
-        if given is not None and record.selected != given:
-            difference = first_difference(given, record.selected)
-            raise MalformedError(f"{where}: a given decision was not replayed: {difference}")
-        if schedule.pool == "survivors":
-            pool = record.selected
-    if len(verdict.violations) == before and trace.kv_rows != request.kv_rows:
-        difference = first_difference(request.kv_rows, trace.kv_rows)
-        verdict.violate("RR-KV-001", f"request {b}", f"rows cached per block: {difference}", b)
-    return len(verdict.violations) == before
+        if not _check_decision(b, case, request, stage, record, previous, verdict):
+            return False
+        previous = record.selected
+    detail = f"rows cached per block: {first_difference(request.kv_rows, trace.kv_rows)}"
+    for cached, ran in zip(trace.kv_rows, request.kv_rows, strict=True):
+        if not verdict.require("RR-KV-001", where, detail, request=b, cached_rows=cached, rows_run=ran):
+            return False
+    names = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "S": rows}
+    layers = [decision.layer for decision in schedule.decisions]
+    return verdict.require(
+        "RR-CFG-009", where, detail, request=b, counts=not layers, layers=layers, **names
+    ) and verdict.require(
+        "RR-BUD-002", where, detail, request=b, counts=not request.num_visual, N=request.num_visual, **names
+    )
+
+
+def _check_decision(
+    b: int,
+    case: RoutedCase,
+    request: Plan,
+    stage: Stage,
+    record: DecisionRecord,
+    previous: Sequence[int],
+    verdict: Verdict,
+) -> bool:
+    """Whether a decision could have been made: its candidates, how many it keeps, and that it keeps candidates."""
+    schedule = case.routing()
+    where = f"request {b}, decision {stage.index} at block {stage.first}"
+    everyone = range(request.num_visual)
+    survivors = schedule.pool == "survivors"
+    detail = f"candidates: {first_difference(previous if survivors else everyone, record.pool)}"
+    pool_rule = "RR-POOL-004" if survivors else "RR-POOL-003"
+    bound: dict[str, Any] = {"previous": previous} if survivors else {"N": request.num_visual}
+    if not verdict.require(pool_rule, where, detail, request=b, pool=record.pool, **bound):
+        return False
+    strangers = sorted(set(record.selected) - set(record.pool))
+    if strangers:
+        verdict.violate(pool_rule, where, f"{strangers} were selected and are no candidates", b)
+        return False
+    detail = f"{list(record.selected)} is not ascending"
+    if not verdict.require("RR-SEL-004", where, detail, request=b, selected=record.selected):
+        return False
+    detail = f"{len(record.selected)} rows selected, the budget is {stage.kept}"
+    if schedule.scope == "image":
+        detail = f"{detail}: {list(stage.budgets)} of the spans {[len(span) for span in request.spans]}"
+    keep = schedule.decisions[stage.index - 1].keep
+    budgeted: dict[str, Any] = {
+        "selected": record.selected,
+        "pool": record.pool,
+        "keep": keep,
+        "min_keep": schedule.min_keep,
+    }
+    if schedule.scope == "image":
+        right = verdict.require("RR-BUD-003", where, detail, request=b, spans=request.spans, **budgeted)
+    elif len(record.pool) < request.num_visual and not isinstance(keep, int):
+        # of fewer candidates than N a wrong count is first of all a ratio of the wrong number
+        right = verdict.require(
+            "RR-BUD-004", where, detail, request=b, visual_rows=request.visual_rows, **budgeted
+        )
+    else:
+        right = verdict.require("RR-BUD-001", where, detail, request=b, N=request.num_visual, **budgeted)
+    if right and case.decisions is not None:
+        given = case.decisions[b][stage.index - 1]
+        detail = f"a given decision was not replayed: {first_difference(given, record.selected)}"
+        right = verdict.require("RR-NUM-003", where, detail, request=b, given=given, selected=record.selected)
+    return right

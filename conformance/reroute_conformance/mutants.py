@@ -239,13 +239,13 @@ MUTANTS = (
     ),
     Mutant(
         "softmax-over-visual-rows-only",
-        "RR-SCORE-001",
+        "RR-SCORE-002",
         "trace",
         {_ROUTING + "score": _score_with(alive=_visual_and_last)},
     ),
     Mutant(
         "decode-position-from-cache-length",
-        "RR-KV-002",
+        "RR-KV-004",
         "trace-cache",
         {"reroute_reference.model.extend": _decode_at_cache_length},
     ),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from reroute_reference import forced_logits
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .answers import Answer, first_difference
 from .cases import RoutedCase
-from .tolerance import ambiguous_rows, excess, score_tau
-
-if TYPE_CHECKING:
-    from .judge import Verdict
+from .diagnosis import decode_rule, score_rule
+from .selection import judge_selection
+from .tolerance import Measured, close, describe, same, score_tau
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -56,115 +56,198 @@ class RequestJudge:
         for stage in self.request.stages:
             if stage.index > 0:
                 plain, exact = (decisions[stage.index - 1] for decisions in records)
-                self.judge_scores(stage, plain, exact, before, tau)
+                self.judge_decision(stage, plain, exact, before, tau)
                 before = self.answer.record(stage.index).selected
             self.judge_blocks(stage)
-        logits = [output.logits[self.b] for output in self.outputs]
-        plain_logits, exact_logits = (x[~x.isnan().all(-1)] for x in logits)
-        rule = "RR-BLOCK-007" if self.deleting else "RR-BLOCK-008"
-        self.close(rule, "logits [row, vocabulary]", self.answer.logits, plain_logits, exact_logits)
-        if all(stage.kept == self.request.num_visual for stage in self.request.stages):
-            self.verdict.exercised["RR-EQV-002"] += 1
+        self.judge_logits()
         if tokens is not None and self.answer.decode_logits is not None:
-            plain_decoded, exact_decoded = (
+            decoded = (
                 forced_logits(model, output.cache[self.b], tokens)
                 for model, output in zip(self.models, self.outputs, strict=True)
             )
-            self.verdict.exercised["RR-KV-004"] += 1
-            where = "decode logits [token, vocabulary]"
-            self.close("RR-KV-002", where, self.answer.decode_logits, plain_decoded, exact_decoded)
+            self.judge_decode(tokens, Measured(self.answer.decode_logits, *decoded))
 
-    def judge_scores(
+    def judge_decision(
         self, stage: Stage, plain: DecisionRecord, exact: DecisionRecord, before: Sequence[int], tau: float
     ) -> None:
-        """A decision: its choice, its scores, and what its record derives from them."""
+        """A decision: its scores, its choice, and what its record derives from them."""
         record = self.answer.record(stage.index)
         where = f"decision {stage.index} at block {stage.first}"
-        rule = self.case.routing().score
-        self.verdict.exercised["RR-SCORE-004"] += rule.query == "last_n" or rule.heads == "max"
-        if self.case.decisions is None:
-            judge_decision(self.b, record, exact, self.request, tau, self.verdict)
-        scores = [torch.tensor(r.scores, dtype=torch.float64) for r in (record, plain, exact)]
-        # what float16 rounding could do is a matter of precision; more is another formula
-        precise = bool((scores[0] - scores[2]).abs().max() <= 1e-2 * scores[2].max())
-        rule_broken = "RR-SCORE-003" if precise else "RR-SCORE-001"
-        self.verdict.exercised["RR-SCORE-003"] += 1
-        self.close(rule_broken, f"{where}, scores [candidate]", scores[0], scores[1].float(), scores[2])
+        scores = Measured(
+            torch.tensor(record.scores, dtype=torch.float64),
+            torch.tensor(plain.scores),
+            torch.tensor(exact.scores, dtype=torch.float64),
+        )
+        reduced = self.case.routing().score
+        self.verdict.exercised["RR-SCORE-004"] += reduced.query == "last_n" or reduced.heads == "max"
+        self.verdict.exercised["RR-SCORE-008"] += len(record.pool) > len(before)
+        self.verdict.exercised.update(("RR-SCORE-002", "RR-SCORE-003", "RR-SCORE-009", "RR-NUM-001"))
+        rule, reading = ("RR-SCORE-001", "") if close(scores) else score_rule(self, stage, scores)
+        right = self.require(
+            rule,
+            f"{where}, scores [candidate]",
+            lambda: describe(scores) + reading,
+            close=close,
+            scores=scores,
+        )
+        if right and self.case.decisions is None:
+            self.judge_choice(where, record)
+            judge_ambiguity(self.b, record, exact, self.request, tau, self.verdict)
         derived = make_record(self.request, stage.index, record.pool, record.scores, record.selected, before)
-        self.verdict.exercised.update(("RR-POOL-005", "RR-POOL-006"))
-        for name in ("deferred", "reentered"):
-            mine, right = getattr(record, name), getattr(derived, name)
-            if mine != right:
-                self.violate("RR-POOL-005", where, f"{name}: {first_difference(right, mine)}")
-        if (record.margin is None) != (derived.margin is None) or not math.isclose(
-            record.margin or 0.0, derived.margin or 0.0, rel_tol=1e-4, abs_tol=1e-6
-        ):
-            self.violate(
-                "RR-POOL-006", where, f"margin {record.margin}, its own scores give {derived.margin}"
-            )
+        self.require(
+            "RR-POOL-005",
+            where,
+            lambda: next(
+                f"{name}: {first_difference(right, mine)}"
+                for name in ("deferred", "reentered")
+                if (mine := getattr(record, name)) != (right := getattr(derived, name))
+            ),
+            N=self.request.num_visual,
+            selected=record.selected,
+            previous=before,
+            deferred=record.deferred,
+            reentered=record.reentered,
+        )
+        self.require(
+            "RR-POOL-006",
+            where,
+            f"margin {record.margin}, its own scores give {derived.margin}",
+            S=self.request.num_rows,
+            num_rows=self.answer.trace.num_rows,
+            margin=record.margin,
+            margin_of_scores=derived.margin,
+        )
+
+    def judge_choice(self, where: str, record: DecisionRecord) -> None:
+        """Given its own scores, a decision is what they say: per span, exactly."""
+        for span in self.request.spans:
+            candidates = [ordinal for ordinal in record.pool if ordinal in span]
+            scores = [record.scores[record.pool.index(ordinal)] for ordinal in candidates]
+            chosen = [candidates.index(ordinal) for ordinal in record.selected if ordinal in span]
+            judge_selection(self.verdict, f"request {self.b}, {where}", scores, chosen, self.b)
 
     def judge_blocks(self, stage: Stage) -> None:
         """A stage's caches, its bypass, and the residual stream after it."""
         end = stage.last + 1
         where = f"stage {stage.index} (blocks {stage.first} to {stage.last})"
-        self.verdict.exercised["RR-EQV-001"] += stage.index > 0 and stage.last > stage.first
         for layer in range(stage.first, end):
-            self.verdict.exercised["RR-KV-001"] += 1
-            held, ran = self.answer.keys[layer].shape[1], self.request.kv_rows[layer]
-            if held != ran:
-                self.violate(
-                    "RR-KV-001", f"cache of block {layer}", f"it holds {held} rows, the block ran {ran}"
-                )
-                continue
-            # a stage's first block has seen nothing but its input, already judged: its keys tell the positions
-            rule = "RR-BLOCK-002" if layer == stage.first else "RR-BLOCK-003"
-            plain, exact = (output.cache[self.b].keys_values(layer) for output in self.outputs)
-            for name, mine, index in (("keys", self.answer.keys, 0), ("values", self.answer.values, 1)):
-                part = f"{where}, {name} of block {layer}"
-                self.close(
-                    rule if name == "keys" else "RR-BLOCK-003", part, mine[layer], plain[index], exact[index]
-                )
+            self.judge_cache(stage, layer, where)
         if stage.index > 0 and not self.deleting:
             self.judge_bypass(where, self.answer.record(stage.index), end)
-        plain_after, exact_after = (output.residuals[self.b][end] for output in self.outputs)
-        rule = "RR-BLOCK-007" if self.deleting and stage.index > 0 else "RR-BLOCK-003"
-        self.close(
-            rule, f"{where}, residual stream after it", self.answer.residuals[end], plain_after, exact_after
+        residual = self.measured(
+            self.answer.residuals[end], [output.residuals[self.b][end] for output in self.outputs]
         )
+        where = f"{where}, residual stream after it"
+        if self.deleting and stage.index > 0:
+            alive = self.request.num_rows - self.request.num_visual + stage.kept
+            self.require(
+                "RR-BLOCK-007",
+                where,
+                lambda: describe(residual),
+                close=close,
+                states=residual,
+                rows_alive=alive,
+            )
+            return
+        network = stage.index == 0 and bool(self.case.network_rules)
+        rule = "RR-BLOCK-006" if network else "RR-BLOCK-003"
+        names: dict[str, Any] = {"residual": residual} if network else {"outputs": [residual]}
+        self.require(rule, where, lambda: describe(residual), close=close, **names)
+        if stage.index > 0 and stage.last > stage.first:
+            self.require("RR-EQV-001", where, lambda: describe(residual), close=close, residual=residual)
+
+    def judge_cache(self, stage: Stage, layer: int, where: str) -> None:
+        """What a block cached. A stage's first block has seen nothing but its input, already judged: its keys tell the positions."""
+        held, ran = self.answer.keys[layer].shape[1], self.request.kv_rows[layer]
+        detail = f"it holds {held} rows, the block ran {ran}"
+        if not self.require("RR-KV-001", f"cache of block {layer}", detail, cached_rows=held, rows_run=ran):
+            return
+        cached = [output.cache[self.b].keys_values(layer) for output in self.outputs]
+        keys = self.measured(self.answer.keys[layer], [entry[0] for entry in cached])
+        values = self.measured(self.answer.values[layer], [entry[1] for entry in cached])
+        if layer == stage.first:
+            rule = "RR-BLOCK-005" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-002"
+            self.require(
+                rule, f"{where}, keys of block {layer}", lambda: describe(keys), close=close, keys=keys
+            )
+        for name, part in (("keys", keys), ("values", values)):
+            place = f"{where}, {name} of block {layer}"
+            self.require("RR-BLOCK-003", place, partial(describe, part), close=close, outputs=[part])
 
     def judge_bypass(self, where: str, record: DecisionRecord, end: int) -> None:
-        """Deferred rows leave the stage as they entered it, bit for bit (RR-BLOCK-001)."""
+        """Deferred rows leave the stage as they entered it, bit for bit."""
         rows = self.request.visual_rows
         deferred = [rows[ordinal] for ordinal in range(len(rows)) if ordinal not in record.selected]
-        self.verdict.exercised["RR-BLOCK-001"] += bool(deferred)
         before, after = self.answer.residuals[record.layer], self.answer.residuals[end]
         if before.shape != after.shape or before.shape[0] != self.request.num_rows:
             return  # the shape is the next comparison's finding
-        changed = (before[deferred] != after[deferred]).any(-1).tolist()
-        if any(changed):
-            place = deferred[changed.index(True)]
+
+        def detail() -> str:
+            changed = (before[deferred] != after[deferred]).any(-1).tolist()
+            place = deferred[changed.index(True) if True in changed else 0]
             off = (before[place] - after[place]).abs().max().item()
-            self.violate(
-                "RR-BLOCK-001",
+            ordinal = rows.index(place)
+            return f"first differing ordinal {ordinal} (prompt row {place}): it was deferred, yet its state changed by up to {off:.3g}"
+
+        self.require(
+            "RR-BLOCK-001",
+            where,
+            detail,
+            counts=bool(deferred),
+            same=same,
+            residual_in=before,
+            residual_out=after,
+            deferred_rows=deferred,
+        )
+
+    def judge_logits(self) -> None:
+        """Logits of all rows, or of the survivors."""
+        computed = [output.logits[self.b] for output in self.outputs]
+        logits = self.measured(self.answer.logits, [x[~x.isnan().all(-1)] for x in computed])
+        where, rows = "logits [row, vocabulary]", self.request.num_rows
+        unrouted = all(stage.kept == self.request.num_visual for stage in self.request.stages)
+        if self.deleting:
+            alive = rows - self.request.num_visual + self.request.stages[-1].kept
+            self.require(
+                "RR-BLOCK-007", where, lambda: describe(logits), close=close, states=logits, rows_alive=alive
+            )
+        else:
+            self.require("RR-BLOCK-008", where, lambda: describe(logits), close=close, logits=logits, S=rows)
+        if unrouted:
+            kv_rows = self.answer.trace.kv_rows
+            self.require(
+                "RR-EQV-002",
                 where,
-                f"first differing ordinal {rows.index(place)} (prompt row {place}): it was deferred, yet its state "
-                f"changed by up to {off:.3g}",
+                lambda: describe(logits),
+                close=close,
+                logits=logits,
+                S=rows,
+                kv_rows=kv_rows,
             )
 
-    def close(self, rule: str, where: str, actual: Tensor, plain: Tensor, oracle: Tensor) -> None:
-        """A computed tensor, by tolerance (RR-NUM-001)."""
-        self.verdict.exercised.update((rule, "RR-NUM-001"))
-        if actual.shape != oracle.shape:
-            self.violate(rule, where, f"shape {list(actual.shape)}, expected {list(oracle.shape)}")
-        elif (found := excess(actual, plain, oracle)) is not None:
-            self.violate(rule, where, str(found))
+    def judge_decode(self, tokens: Tensor, logits: Measured) -> None:
+        """Logits after every token that was fed."""
+        self.verdict.exercised["RR-KV-004"] += 1
+        rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
+        names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
+        where = "decode logits [token, vocabulary]"
+        self.require(
+            rule, where, lambda: describe(logits) + reading, close=close, decode_logits=logits, **names
+        )
 
-    def violate(self, rule: str, where: str, detail: str) -> None:
-        """Note a broken rule of this request."""
-        self.verdict.violate(rule, f"request {self.b}, {where}", detail, self.b)
+    def measured(self, actual: Tensor, computed: Sequence[Tensor]) -> Measured:
+        """A tensor of the target beside the reference's two."""
+        self.verdict.exercised["RR-NUM-001"] += 1
+        return Measured(actual, computed[0], computed[1])
+
+    def require(self, rule: str, where: str, detail: Any, *, counts: bool = True, **names: Any) -> bool:
+        """Run a rule's check on this request."""
+        return self.verdict.require(
+            rule, f"request {self.b}, {where}", detail, request=self.b, counts=counts, **names
+        )
 
 
-def judge_decision(
+def judge_ambiguity(
     b: int, record: DecisionRecord, exact: DecisionRecord, request: Plan, tau: float, verdict: Verdict
 ) -> None:
     """A decision may differ from the oracle's in ambiguous rows only (RR-NUM-002).
@@ -177,30 +260,27 @@ def judge_decision(
         tau: ambiguity threshold of the case.
         verdict: filled.
     """
-    verdict.exercised.update(("RR-SCORE-001", "RR-SCORE-002", "RR-SEL-001", "RR-NUM-002"))
     right, chosen = set(exact.would_select or ()), set(record.selected)
-    ambiguous: set[int] = set()
+    score = dict(zip(exact.pool, exact.scores, strict=True))
+    threshold = {}
     for span in request.spans:
-        threshold = min(
-            score
-            for ordinal, score in zip(exact.pool, exact.scores, strict=True)
-            if ordinal in right & set(span)
-        )
-        ambiguous |= ambiguous_rows(exact, threshold, tau) & set(span)
+        lowest = min(score[ordinal] for ordinal in right & set(span))
+        threshold.update({ordinal: lowest for ordinal in span if ordinal in score})
+    ambiguous = {v for v in score if abs(score[v] - threshold[v]) <= tau * threshold[v]}
     verdict.decisions += 1
     verdict.ambiguous += bool(ambiguous & right and ambiguous - right)
-    wrong = sorted((chosen ^ right) - ambiguous)
-    if wrong:
-        first = wrong[0]
-        score = exact.scores[exact.pool.index(first)]
+
+    def detail() -> str:
+        first = min((chosen ^ right) - ambiguous)
         verb = "was selected, but should not be" if first in chosen else "should be selected, but was not"
-        near = (
-            f"; ambiguous rows (τ = {tau:.2g}, RR-NUM-002): {sorted(ambiguous)}" if ambiguous - right else ""
+        near = f"; ambiguous rows (τ = {tau:.2g}): {sorted(ambiguous)}" if ambiguous - right else ""
+        return (
+            f"first differing ordinal {first}: it {verb} (oracle score {score[first]:.6g}); expected {sorted(right)}, "
+            f"got {sorted(chosen)}{near}"
         )
-        verdict.violate(
-            "RR-SCORE-001",
-            f"request {b}, decision {record.stage} at block {record.layer}",
-            f"first differing ordinal {first}: it {verb} (oracle score {score:.6g}); expected {sorted(right)}, "
-            f"got {sorted(chosen)}{near}",
-            b,
-        )
+
+    where = f"request {b}, decision {record.stage} at block {record.layer}"
+    names: dict[str, Any] = {"selected": record.selected, "oracle_selected": sorted(right)}
+    verdict.require(
+        "RR-NUM-002", where, detail, request=b, tau=tau, score=score, threshold=threshold, **names
+    )

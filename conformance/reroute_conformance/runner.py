@@ -20,9 +20,9 @@ from reroute_spec.rules import rules
 from .answers import MalformedError
 from .cases import Case, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
-from .judge import Verdict, Violation
 from .protocol import PROFILES, Target
 from .tolerance import AMBIGUOUS_SHARE
+from .verdict import Verdict, Violation
 
 CONFORMS, FAILS, INCOMPLETE = "CONFORMS", "FAILS", "INCOMPLETE"
 EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a broken harness

@@ -1,4 +1,4 @@
-"""The one table of tolerances (RR-NUM-001, RR-NUM-002). Nothing can loosen it."""
+"""How computed values are compared (RR-NUM-001) and when a decision is ambiguous (RR-NUM-002). Nothing can loosen it."""
 
 from __future__ import annotations
 
@@ -7,90 +7,80 @@ from dataclasses import dataclass
 
 import torch
 from reroute_spec import DecisionRecord
+from reroute_spec.predicates import holds
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Per dtype: the floor of both errors in units of ε, and the clamp of the ambiguity threshold τ."""
-
-    floor: float
-    tau_low: float
-    tau_high: float
-
-
-TOLERANCES = {torch.float32: Tolerance(64, 1e-5, 1e-4)}
-ERROR_FACTOR = 2.0
 AMBIGUOUS_SHARE = 0.05
+TAU_CLAMP = {torch.float32: (1e-5, 1e-4)}
 
 
 @dataclass(frozen=True)
-class Excess:
-    """An error beyond its limit, at the element that is furthest off."""
+class Measured:
+    """A computed quantity: the target's, the reference's in the same dtype, and the reference's in float64."""
 
-    measure: str
-    error: float
-    limit: float
-    index: tuple[int, ...]
-    expected: float
-    actual: float
+    actual: Tensor
+    plain: Tensor
+    oracle: Tensor
 
-    def __str__(self) -> str:
-        ulp = abs(self.actual - self.expected) / max(abs(self.expected) * 2**-23, 2**-149)
-        return (
-            f"first at element {list(self.index)}: expected {self.expected:.9g}, got {self.actual:.9g} "
-            f"({ulp:.3g} ulp); {self.measure} error {self.error:.3g} against a limit of {self.limit:.3g} "
-            f"(RR-NUM-001: {ERROR_FACTOR:g} x a plain run's error plus a floor)"
-        )
+    def __len__(self) -> int:
+        return len(self.actual)
 
 
-def excess(actual: Tensor, plain: Tensor, oracle: Tensor) -> Excess | None:
-    """How ``actual`` exceeds its tolerance, or None.
-
-    Args:
-        actual: the target's tensor.
-        plain: the reference's in the same dtype.
-        oracle: the reference's in float64.
-    """
-    table, eps = TOLERANCES[plain.dtype], torch.finfo(plain.dtype).eps
-    errors, plain_errors = (actual.double() - oracle).abs(), (plain.double() - oracle).abs()
-    if errors.numel() == 0:
-        return None
-    limits = {
-        "largest": (
-            errors.max(),
-            ERROR_FACTOR * plain_errors.max() + table.floor * eps * oracle.abs().max(),
-        ),
-        "root-mean-square": (
-            _rms(errors),
-            ERROR_FACTOR * _rms(plain_errors) + table.floor * eps * _rms(oracle),
-        ),
-    }
-    for measure, (error, limit) in limits.items():
-        if not bool(error <= limit):  # NaN is no pass
-            over = ~(errors <= limits["largest"][1])
-            at = int(over.flatten().int().argmax()) if bool(over.any()) else int(errors.argmax())
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), errors.shape))
-            return Excess(
-                measure, float(error), float(limit), index, float(oracle[index]), float(actual[index])
-            )
-    return None
+def close(x: Measured) -> bool:
+    """Whether a quantity has its shape and is within tolerance: the check of RR-NUM-001."""
+    if x.actual.shape != x.oracle.shape:
+        return False
+    return x.oracle.numel() == 0 or holds(
+        "RR-NUM-001",
+        actual=x.actual.double(),
+        plain=x.plain.double(),
+        oracle=x.oracle.double(),
+        epsilon=torch.finfo(x.plain.dtype).eps,
+        largest=_largest,
+        root_mean_square=_root_mean_square,
+    )
 
 
-def _rms(x: Tensor) -> Tensor:
-    return x.pow(2).mean().sqrt()
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    )
+
+
+def describe(x: Measured) -> str:
+    """How a quantity is off: at the element that is furthest off, and against what a plain run's error is."""
+    if x.actual.shape != x.oracle.shape:
+        return f"shape {list(x.actual.shape)}, expected {list(x.oracle.shape)}"
+    errors, plain = (x.actual.double() - x.oracle).abs(), (x.plain.double() - x.oracle).abs()
+    index = tuple(int(i) for i in torch.unravel_index(errors.nan_to_num(torch.inf).argmax(), errors.shape))
+    expected, found = float(x.oracle[index]), float(x.actual[index])
+    ulp = abs(found - expected) / max(abs(expected) * torch.finfo(x.plain.dtype).eps, 2**-149)
+    relative = abs(found - expected) / max(abs(expected), 2**-149)
+    return (
+        f"furthest off at element {list(index)}: expected {expected:.9g}, got {found:.9g} "
+        f"(absolute {abs(found - expected):.3g}, relative {relative:.3g}, {ulp:.3g} ulp); root-mean-square error "
+        f"{_root_mean_square(errors):.3g}. RR-NUM-001 allows twice a plain run's {_largest(plain):.3g} (largest) and "
+        f"{_root_mean_square(plain):.3g} (root mean square) plus 64 ε of {_largest(x.oracle):.3g} and "
+        f"{_root_mean_square(x.oracle):.3g}"
+    )
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return float(x.pow(2).mean().sqrt())
 
 
 def score_tau(plain: Sequence[DecisionRecord], oracle: Sequence[DecisionRecord], dtype: torch.dtype) -> float:
     """τ of a case: twice the plain run's largest relative score error, clamped (RR-NUM-002)."""
-    table, worst = TOLERANCES[dtype], 0.0
+    low, high = TAU_CLAMP[dtype]
+    worst = 0.0
     for mine, exact in zip(plain, oracle, strict=True):
         pairs = zip(mine.scores, exact.scores, strict=True)
         worst = max([worst, *(abs(a - b) / b for a, b in pairs if b > 0)])
-    return min(max(2 * worst, table.tau_low), table.tau_high)
-
-
-def ambiguous_rows(record: DecisionRecord, threshold: float, tau: float) -> set[int]:
-    """Candidates whose oracle score lies within ``tau`` of the threshold score s_(k)."""
-    pairs = zip(record.pool, record.scores, strict=True)
-    return {ordinal for ordinal, score in pairs if abs(score - threshold) <= tau * threshold}
+    return min(max(2 * worst, low), high)

@@ -5,12 +5,15 @@ decision itself, :class:`RoutingTrace` records what was decided. The numbered ru
 """
 
 from .budget import Keep, budget
-from .cost import DECODER_SHAPES, BlockCost, Cost, DecoderShape, cost
+from .cost import BlockCost, Cost, DecodeCost, cost, decode_cost
 from .errors import RerouteError
+from .fit import Fit, fit_average
+from .model_config import decoder_shape, shape_from_config
 from .plan import Plan, Stage, plan
 from .presets import presets
 from .schedule import Decision, Schedule, ScoreRule
 from .select import select
+from .shapes import DECODER_SHAPES, DecoderShape, HybridShape
 from .trace import DecisionRecord, RoutingTrace
 
 __version__ = "0.1.0"
@@ -21,7 +24,10 @@ __all__ = [
     "Cost",
     "Decision",
     "DecisionRecord",
+    "DecodeCost",
     "DecoderShape",
+    "Fit",
+    "HybridShape",
     "Keep",
     "Plan",
     "RerouteError",
@@ -31,7 +37,11 @@ __all__ = [
     "Stage",
     "budget",
     "cost",
+    "decode_cost",
+    "decoder_shape",
+    "fit_average",
     "plan",
     "presets",
     "select",
+    "shape_from_config",
 ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .cost import DecoderShape
 from .errors import RerouteError
+from .shapes import DecoderShape, HybridShape
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class CanonicalConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.shape, HybridShape):
+            raise RerouteError(
+                "shape", "has linear-attention blocks", "a canonical decoder has full attention"
+            )
         if self.shape.head_dim % 2:
             raise RerouteError(
                 "shape.head_dim",

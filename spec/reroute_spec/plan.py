@@ -42,7 +42,7 @@ class Plan:
         visual_rows: the routable rows V, ascending prompt indices; a row's place here is its ordinal.
         spans: ordinals of each span, the request as one span unless ``scope = image``.
         stages: the stages that hold at least one block, in order.
-        kv_rows: per block, the rows it runs and its cache holds after prefill.
+        kv_rows: per block, the rows it runs and, where it has plain attention, its cache holds after prefill.
     """
 
     num_rows: int

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from .budget import Keep, format_keep, parse_keep
 from .errors import RerouteError, unknown
+from .release_config import is_release_config, schedule_data
+from .schedule_file import SUFFIXES, read_schedule_file
 
 Action = Literal["reroute", "delete"]
 Pool = Literal["all", "survivors"]
@@ -195,11 +196,15 @@ class Schedule:
                     "use 'own', or pool 'survivors'",
                 )
 
-    def validate(self, num_layers: int) -> Schedule:
-        """Check the schedule against a decoder's depth and return it (RR-CFG-003).
+    def validate(self, num_layers: int, attention_layers: Collection[int] | None = None) -> Schedule:
+        """Check the schedule against a decoder and return it (RR-CFG-003).
+
+        Args:
+            num_layers: its blocks.
+            attention_layers: the blocks with plain q/k attention, which alone can hold a decision; all unless given.
 
         Raises:
-            RerouteError: a decision layer at or beyond ``num_layers``.
+            RerouteError: a decision layer at or beyond ``num_layers``, or at a block without plain attention.
         """
         _check_int("num_layers", num_layers, 1)
         for index, decision in enumerate(self.decisions):
@@ -208,6 +213,12 @@ class Schedule:
                     f"decisions[{index}].layer",
                     f"{decision.layer} in a decoder of {num_layers} blocks",
                     f"give a block from 0 to {num_layers - 1}",
+                )
+            if attention_layers is not None and decision.layer not in attention_layers:
+                raise RerouteError(
+                    f"decisions[{index}].layer",
+                    f"{decision.layer} is a block without plain attention",
+                    f"decide at one of {', '.join(map(str, sorted(attention_layers)))}",
                 )
         return self
 
@@ -253,50 +264,43 @@ class Schedule:
         return data
 
     @classmethod
-    def load(cls, preset_or_path: str | Path, num_layers: int = 32) -> Schedule:
-        """A preset by name, fitted to a decoder's depth, or a schedule from a JSON file, checked against it.
+    def load(
+        cls,
+        preset_or_path: str | Path,
+        num_layers: int = 32,
+        attention_layers: Collection[int] | None = None,
+    ) -> Schedule:
+        """A preset by name, fitted to a decoder, or a schedule from a file, checked against the decoder.
 
         Args:
-            preset_or_path: a name of :func:`reroute_spec.presets`, or a path ending in ``.json``.
+            preset_or_path: a name of :func:`reroute_spec.presets`, or a path ending in ``.json``, ``.yaml`` or ``.yml``.
+                YAML may also be a configuration of the paper's public release.
             num_layers: blocks of the decoder. Presets follow it, explicit schedules are only checked.
+            attention_layers: its blocks with plain attention, where not all have it. Likewise.
         """
         from .presets import preset  # presets are schedules: importing them at the top would be a cycle
 
         if not isinstance(preset_or_path, (str, Path)):
             problem = f"is a {type(preset_or_path).__name__}"
             raise RerouteError(
-                "schedule", problem, "give a Schedule, the name of a preset or the path of a .json file"
+                "schedule",
+                problem,
+                "give a Schedule, the name of a preset or the path of a .json or .yaml file",
             )
-        if Path(preset_or_path).suffix.lower() == ".json":
-            return cls.from_json(Path(preset_or_path)).validate(num_layers)
-        if Path(preset_or_path).is_file():
-            raise RerouteError("schedule", f"{preset_or_path} does not end in .json", "give a JSON file")
-        return preset(str(preset_or_path), num_layers)
+        path = Path(preset_or_path)
+        if path.suffix.lower() in SUFFIXES:
+            return cls.from_file(path).validate(num_layers, attention_layers)
+        if path.is_file():
+            raise RerouteError(
+                "schedule", f"{path} does not end in {', '.join(SUFFIXES)}", "give a JSON or YAML file"
+            )
+        return preset(str(preset_or_path), num_layers, attention_layers)
 
     @classmethod
-    def from_json(cls, path: Path) -> Schedule:
-        """A schedule from a JSON file; a key given twice is refused."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RerouteError(
-                "schedule", f"{path} cannot be read ({error})", "give a readable UTF-8 JSON file"
-            ) from None
-        try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates)
-        except RerouteError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise RerouteError(
-                "schedule", f"{path} is no JSON ({error})", "see schemas/schedule.json"
-            ) from None
+    def from_file(cls, path: Path) -> Schedule:
+        """A schedule from a JSON or YAML file; a key given twice is refused."""
+        data = read_schedule_file(path)
+        if is_release_config(data) and path.suffix.lower() != ".json":
+            label = f"{path.stem}, configuration of the public release"
+            return cls.from_dict({**schedule_data(data), "label": label})
         return cls.from_dict(data)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in data:
-            raise RerouteError(key, "is given twice", "give each key once")
-        data[key] = value
-    return data

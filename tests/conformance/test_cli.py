@@ -6,21 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from reroute_conformance.cli import main
-
-
-@pytest.fixture
-def vlm_reroute(monkeypatch, capsys, tmp_path):
-    monkeypatch.syspath_prepend(".")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vlm-reroute", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_help_waits_for_no_heavy_import():
@@ -142,27 +127,3 @@ def test_replay_refuses_what_is_no_case(vlm_reroute, tmp_path):
         code, _, err = vlm_reroute("replay", str(path), "--target", "reference")
         assert code == 3
         assert "is no saved case" in err
-
-
-def test_plan_shows_rows_flops_and_cache(vlm_reroute):
-    code, out, _ = vlm_reroute("plan", "--preset", "reroute-fastv-192", "--model", "llava-1.5-7b")
-    assert code == 0
-    assert "Average visual rows: 191.75 of 576" in out
-    code, out, _ = vlm_reroute("plan", "--preset", "pdrop-64", "--visual", "576", "--text", "65", "--json")
-    data = json.loads(out)
-    assert data["average_visual"] == pytest.approx(80.44, abs=0.005)
-    assert len(data["blocks"]) == 32
-
-
-def test_plan_takes_a_schedule_file_and_refuses_what_is_wrong(vlm_reroute, tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text('{"action": "reroute", "decisions": [{"layer": 3, "keep": "0.5"}]}')
-    assert vlm_reroute("plan", "--preset", str(path))[0] == 0
-    for arguments, words in (
-        (["--preset", "fastv"], "did you mean"),
-        (["--model", "llava"], "known: 'llava-1.5-7b'"),
-        (["--visual", "-1"], "visual"),
-    ):
-        code, _, err = vlm_reroute("plan", *arguments)
-        assert code == 3
-        assert words in err

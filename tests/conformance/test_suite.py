@@ -7,10 +7,9 @@ import pytest
 import torch
 from reroute_conformance.cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config, load_case
 from reroute_conformance.checks import checks, judge_select
-from reroute_conformance.judge import Verdict
 from reroute_conformance.mutants import MUTANTS, mutant
 from reroute_conformance.protocol import PROFILES
-from reroute_conformance.requests import judge_decision
+from reroute_conformance.requests import judge_ambiguity
 from reroute_conformance.runner import (
     CONFORMS,
     FAILS,
@@ -23,7 +22,8 @@ from reroute_conformance.runner import (
     to_records,
 )
 from reroute_conformance.targets import load_target, reference
-from reroute_conformance.tolerance import excess
+from reroute_conformance.tolerance import Measured, close, describe, same
+from reroute_conformance.verdict import Verdict
 from reroute_spec import Schedule, plan
 from reroute_spec.rules import rules
 from reroute_spec.trace import record
@@ -112,7 +112,7 @@ def test_every_check_names_rules_that_exist():
         ("generates_a_list", "llava-picture", "RR-ERR-003", "generate returned list"),
         ("alters_the_weights", "llava-picture", "RR-", "error"),
         ("one_decoded_row_too_many", "llava-picture", "RR-KV-002", "shape"),
-        ("ignores_replay", "route", "RR-ERR-003", "was not replayed"),
+        ("ignores_replay", "route", "RR-NUM-003", "was not replayed"),
         ("slightly_off", "trace", "RR-BLOCK", "ulp"),
     ],
 )
@@ -217,14 +217,14 @@ NEAR = plan(
 
 @pytest.mark.parametrize(
     ("selected", "broken"),
-    [([0, 1], []), ([0, 2], []), ([0, 3], ["RR-SCORE-001"]), ([1, 2], ["RR-SCORE-001"])],
+    [([0, 1], []), ([0, 2], []), ([0, 3], ["RR-NUM-002"]), ([1, 2], ["RR-NUM-002"])],
 )
 def test_only_ambiguous_rows_may_differ_from_the_oracle(selected, broken):
     """Rows 1 and 2 are within τ of the threshold; rows 0 and 3 are not."""
     scores = [0.5, 0.2, 0.2 * (1 - 5e-6), 0.1]
     exact = record(NEAR, 1, range(4), scores, selected, range(4), would_select=[0, 1])
     verdict = Verdict()
-    judge_decision(0, exact, exact, NEAR, 1e-5, verdict)
+    judge_ambiguity(0, exact, exact, NEAR, 1e-5, verdict)
     assert [violation.rule for violation in verdict.violations] == broken
     assert verdict.ambiguous == 1
 
@@ -245,12 +245,25 @@ def test_more_than_5_percent_ambiguous_decisions_fail():
 def test_tolerance_scales_with_a_plain_runs_error_and_nan_never_passes():
     oracle = torch.linspace(1, 2, 50, dtype=torch.float64)
     plain = oracle.float() + 1e-4
-    assert excess(oracle.float() + 1.9e-4, plain, oracle) is None
-    found = excess(oracle.float() + 4e-4, plain, oracle)
-    assert found is not None
-    assert found.measure == "largest"
+
+    def measured(values):
+        return Measured(values, plain, oracle)
+
+    assert close(measured(oracle.float() + 1.9e-4))
+    assert not close(measured(oracle.float() + 4e-4))
     spike = oracle.float()
     spike[7] += 1
-    assert excess(spike, plain, oracle).index == (7,)
-    spike[7] = torch.nan
-    assert excess(spike, plain, oracle).index == (7,)
+    for value in (spike[7].item(), torch.nan, torch.inf):
+        spike[7] = value
+        assert not close(measured(spike))
+        assert "element [7]: expected 1.14285714, got" in describe(measured(spike))
+    assert not close(measured(oracle[:-1].float()))
+    assert close(Measured(*[torch.empty(0, 3)] * 3))
+
+
+def test_the_last_bit_of_a_move_counts():
+    zero = torch.zeros(2, 3)
+    assert same(zero, zero.clone())
+    assert not same(zero, -zero)
+    assert not same(zero, zero.double())
+    assert same(zero.t(), zero.t().clone())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -24,13 +25,21 @@ def presets() -> list[str]:
     return [f"{method}-{tier}" for method, entry in _table().items() for tier in entry["keep"]]
 
 
-def preset(name: str, num_layers: int = _REFERENCE_DEPTH) -> Schedule:
-    """A preset for a decoder of ``num_layers`` blocks; its label says whether the layers are published or scaled.
+def preset(
+    name: str, num_layers: int = _REFERENCE_DEPTH, attention_layers: Collection[int] | None = None
+) -> Schedule:
+    """A preset for a decoder; its label says whether the layers are published, scaled or snapped.
 
-    Layers of depths the paper does not list are ``floor(d * num_layers / 32 + 1/2)`` of the 32-block layers.
+    Layers of depths the paper does not list are ``floor(d * num_layers / 32 + 1/2)`` of the 32-block layers. A layer
+    without plain attention snaps up to the next one with it.
+
+    Args:
+        name: of :func:`presets`.
+        num_layers: blocks of the decoder.
+        attention_layers: its blocks with plain q/k attention; all unless given.
 
     Raises:
-        RerouteError: an unknown name, or a decoder too shallow for the preset's decisions to stay apart.
+        RerouteError: an unknown name, or a decoder in which the preset's decisions do not stay apart.
     """
     if name not in presets():
         raise unknown("preset", name, presets())
@@ -43,13 +52,20 @@ def preset(name: str, num_layers: int = _REFERENCE_DEPTH) -> Schedule:
     layers = published or [
         (2 * layer * num_layers + _REFERENCE_DEPTH) // (2 * _REFERENCE_DEPTH) for layer in reference
     ]
+    origin = "published" if published else f"scaled from {_REFERENCE_DEPTH} blocks"
+    change = "scaled"
+    if attention_layers is not None:
+        snapped = [_snap(name, layer, num_layers, attention_layers) for layer in layers]
+        if snapped != layers:
+            moved = [f"{old} to {new}" for old, new in zip(layers, snapped, strict=True) if old != new]
+            layers, origin = snapped, f"{origin}, snapped to plain attention ({', '.join(moved)})"
+            change = "snapped"
     if len(set(layers)) < len(layers) or layers[-1] >= num_layers:
         raise RerouteError(
             "preset",
-            f"{name!r} scaled to {num_layers} blocks would decide at blocks {layers}",
-            "give an explicit schedule with distinct layers for so shallow a decoder",
+            f"{name!r} {change} to {num_layers} blocks would decide at blocks {layers}",
+            "give an explicit schedule with distinct layers for such a decoder",
         )
-    origin = "published" if published else f"scaled from {_REFERENCE_DEPTH} blocks"
     return Schedule(
         action=entry["action"],
         decisions=tuple(
@@ -57,3 +73,14 @@ def preset(name: str, num_layers: int = _REFERENCE_DEPTH) -> Schedule:
         ),
         label=f"{name}, {num_layers} blocks, {origin}",
     )
+
+
+def _snap(name: str, layer: int, num_layers: int, attention_layers: Collection[int]) -> int:
+    later = [candidate for candidate in attention_layers if layer <= candidate < num_layers]
+    if not later:
+        raise RerouteError(
+            "preset",
+            f"{name!r} would decide at block {layer}, and no block from there on has plain attention",
+            "give an explicit schedule",
+        )
+    return min(later)
