@@ -59,17 +59,19 @@ class RowCache:
         return copy.deepcopy(self)
 
     def crop(self, rows: int) -> None:
-        """Forget the newest rows: ``-n`` drops n of them, a positive count keeps that many of ``length`` (RR-KV-009).
+        """Forget the newest rows: ``-n`` or 0 drops n of them, a positive count keeps that many (RR-KV-009).
 
         Raises:
             RerouteError: further back than the end of the last routed prefill, whose rows differ from block to block;
                 or over blocks of linear attention, whose states cannot be rewound.
         """
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows == 0 or rows > self.length:
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows > self.length:
             raise RerouteError(
                 "crop", f"{rows!r} of {self.length} rows", "give -n to drop n rows, or how many to keep"
             )
-        dropped = -rows if rows < 0 else self.length - rows
+        dropped = -rows if rows <= 0 else self.length - rows
+        if dropped == 0:
+            return
         if dropped >= len(self.reach):
             raise RerouteError(
                 "crop",
@@ -82,8 +84,6 @@ class RowCache:
                 "the decoder has blocks of linear attention, whose states cannot be rewound",
                 "keep a copy() of the cache from before the rows",
             )
-        if dropped == 0:
-            return
         for entry in self.storage.layers:
             entry.keys, entry.values = entry.keys[:, :, :-dropped], entry.values[:, :, :-dropped]
         self.length -= dropped

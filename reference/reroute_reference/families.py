@@ -87,6 +87,38 @@ class Medium:
     companions: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision tower whose patches can be scored by its class token.
+
+    Attributes:
+        class_name: of the tower, matched by name along the method resolution order.
+        block_name: of its blocks.
+        path, projector_path: of the tower and of what makes decoder rows of its output, in the model.
+    """
+
+    class_name: str
+    block_name: str
+    path: str
+    projector_path: str
+    input_norm: str = "layer_norm1"
+    attention: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+
+    def module(self, model: nn.Module) -> Any:
+        """The tower."""
+        return model.get_submodule(self.path)
+
+    def projector(self, model: nn.Module) -> Any:
+        """The projector."""
+        return model.get_submodule(self.projector_path)
+
+    def blocks(self, model: nn.Module) -> list[Any]:
+        """The tower's blocks, in order."""
+        return [block for block in self.module(model).modules() if self.block_name in _class_names(block)]
+
+
 def _llava_features_per_image(config: Any) -> int:
     vision = config.vision_config
     patches = int(vision.image_size // vision.patch_size) ** 2
@@ -136,6 +168,7 @@ class Family:
         media: its images and videos.
         features_per_image: rows of one image from the configuration, where all are of one size.
         carried: attributes of the merger that one request leaves for the next.
+        tower: its vision tower, where Nüwa's first stage is defined for it (RR-POOL-007).
     """
 
     name: str
@@ -145,6 +178,7 @@ class Family:
     media: tuple[Medium, ...] = ()
     features_per_image: Callable[[Any], int] | None = None
     carried: tuple[str, ...] = ()
+    tower: VisionTower | None = None
 
 
 FAMILIES = (
@@ -155,6 +189,9 @@ FAMILIES = (
         text_decoder="model.language_model",
         media=(Medium("image_token_id", "pixel_values", _llava_features),),
         features_per_image=_llava_features_per_image,
+        tower=VisionTower(
+            "CLIPVisionModel", "CLIPEncoderLayer", "model.vision_tower", "model.multi_modal_projector"
+        ),
     ),
     *(
         Family(
@@ -203,6 +240,21 @@ def text_decoder_of(model: nn.Module) -> tuple[nn.Module, TextDecoder]:
     raise RerouteError(
         "model", f"its text decoder {type(module).__name__} is not described", f"described: {known}"
     )
+
+
+def vision_tower_of(model: nn.Module) -> VisionTower:
+    """The vision tower of a family for which Nüwa's first stage is defined, or an error that names the model."""
+    family = family_of(model)
+    if family.tower is None:
+        raise RerouteError(
+            "model",
+            f"{family.name} has no described vision tower",
+            "Nüwa's first stage is defined for LLaVA-1.5",
+        )
+    name = type(family.tower.module(model)).__name__
+    if family.tower.class_name not in _class_names(family.tower.module(model)):
+        raise RerouteError("model", f"its vision tower is a {name}", f"described: {family.tower.class_name}")
+    return family.tower
 
 
 def block_kinds(decoder: nn.Module) -> list[str]:

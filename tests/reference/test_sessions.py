@@ -186,7 +186,8 @@ def test_crop_takes_rows_back_as_if_they_had_never_been(family, routing):
     for rows in (-1, 3):
         with pytest.raises(RerouteError, match="past the end of the last routed prefill"):
             longer.crop(rows)
-    for rows in (0, 1000, 1.5, True, None):
+    longer.crop(0)
+    for rows in (1000, 1.5, True, None):
         with pytest.raises(RerouteError, match="crop"):
             longer.crop(rows)
     same_caches(longer, first.cache[0])
