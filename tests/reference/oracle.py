@@ -144,8 +144,12 @@ def renumber(active, positions):
 
 
 @torch.no_grad()
-def routed(decoder, embeddings, visual, schedule, counts, positions=None, deltas=()):
-    """A whole prefill under ``schedule``; ``counts`` rows are kept per decision, ``deltas`` [S, d] added per boundary."""
+def routed(decoder, embeddings, visual, schedule, counts, positions=None, deltas=(), given=None):
+    """A whole prefill under ``schedule``.
+
+    ``counts`` rows are kept per decision, or the ordinals that are ``given`` by layer; ``deltas`` [S, d] are added per
+    boundary.
+    """
     x, size = embeddings.double(), len(visual)
     count = torch.arange(size).expand(3, -1)
     positions = count if positions is None else positions
@@ -166,6 +170,8 @@ def routed(decoder, embeddings, visual, schedule, counts, positions=None, deltas
             candidates = is_visual & (alive if schedule.pool == "all" else active)
             score = torch.where(candidates, score, -1.0)
             best = score.argsort(descending=True, stable=True)[: min(counts[decided], int(candidates.sum()))]
+            if given is not None:
+                best = torch.nonzero(is_visual)[:, 0][list(given[index])]
             active = ~is_visual
             active[best] = True
             decided += 1

@@ -75,9 +75,9 @@ def visual_flags(family, batch, row=0):
 
 
 @torch.no_grad()
-def embeddings(family, batch, attention="sdpa"):
+def embeddings(family, batch, attention="sdpa", net=None):
     """X^0 [S, d] and DeepStack's additions per boundary [S, d] of a batch of one, merged here."""
-    net = model(family, attention)
+    net = net or model(family, attention)
     ids = batch["input_ids"][0]
     embeds = net.get_input_embeddings()(ids).clone()
     deltas = [torch.zeros_like(embeds) for _ in range(2 if family == "qwen3_vl" else 0)]
