@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from reroute_spec import Decision, RerouteError, Schedule, select
 from torch import Tensor, nn
 
-from .checks import check_inputs
+from .checks import check_inputs, features_of
 from .families import VisionTower, vision_tower_of
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
@@ -65,6 +65,7 @@ def first_stage(
     check_inputs(decoder, inputs)
     if inputs.get("input_ids") is None or inputs.get("pixel_values") is None:
         raise RerouteError("inputs[pixel_values]", "or input_ids are missing", "give a prompt with an image")
+    features_of(decoder, inputs)
     batch = merged(decoder, inputs)
     chosen = [_image(decoder, tower, pixels[None], TIERS[tier]) for pixels in inputs["pixel_values"]]
     config: Any = decoder.model.config
