@@ -130,8 +130,24 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
                 f"the model would make {sum(rows)}",
                 "give input_ids and pixels of one call of the processor",
             )
+        _check_whole(inputs["input_ids"] == token, rows, medium)
         found.append((token, rows))
     return found
+
+
+def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
+    """Refuse a request that ends inside an image, whose rest another request would be given."""
+    left = list(rows)
+    for request, held in enumerate(placeholders.sum(dim=1).tolist()):
+        whole = 0
+        while whole < held:
+            whole += left.pop(0)
+        if whole != held:
+            raise RerouteError(
+                f"inputs[{medium.pixels}]",
+                f"placeholders and features do not match: request {request} holds {held}, its images {whole}",
+                "give every request its own whole images, in the order of the batch",
+            )
 
 
 def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int]:

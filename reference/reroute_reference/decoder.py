@@ -40,7 +40,7 @@ class CanonicalDecoder:
         self.config = config
         self.num_layers = config.shape.num_layers
         self.kinds = [PLAIN_ATTENTION] * self.num_layers
-        self.mrope = False
+        self.mrope = config.mrope_section is not None
         self.weights = {
             name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
         }
@@ -54,12 +54,16 @@ class CanonicalDecoder:
         """Embeddings of new tokens."""
         return self.weights["embed_tokens.weight"][tokens]
 
-    def rotary(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
-        """cos and sin of every position; angles in float32, in float64 for the oracle (RR-BLOCK-005)."""
+    def rotary(self, positions: Int[Tensor, "*axes n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
+        """cos and sin of every position; angles in float32, in float64 for the oracle (RR-BLOCK-005).
+
+        Positions are counts [n] or, with M-RoPE, three coordinates [3, n] of which each pair takes one (RR-BLOCK-012).
+        """
         angle_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         head_dim = self.config.shape.head_dim
         exponents = torch.arange(0, head_dim, 2, dtype=angle_dtype, device=positions.device) / head_dim
-        angles = positions[:, None].to(angle_dtype) * self.config.rope_theta**-exponents
+        taken = positions.expand(3, -1)[self.config.coordinates()].T  # [n, h / 2]
+        angles = taken.to(angle_dtype) * self.config.rope_theta**-exponents
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 

@@ -149,8 +149,6 @@ def _walk(ids: list[int], left: dict[int, list[int]]) -> list[int]:
         if token not in left:
             continue
         if missing == 0:
-            if not left[token]:
-                break
             missing = left[token].pop(0)
             spans.append(missing)
         missing -= 1

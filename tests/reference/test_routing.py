@@ -5,8 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reroute_conformance.cases import DecoderCase, Row, decoder_config
-from reroute_reference import CanonicalDecoder, forced_logits, generate, run
+from reroute_reference import forced_logits, generate, run
 from reroute_spec import RerouteError, RoutingTrace
 
 from . import zoo
@@ -259,36 +258,3 @@ def test_position_ids_of_the_caller_are_taken(family, shape):
     )
     assert torch.equal(ours.logits[ours.logits.isfinite()], theirs.logits[theirs.logits.isfinite()])
     assert [cache.next_position for cache in ours.cache] == [int(columns.max()) + 1] * 2
-
-
-def test_canonical_decoder_equals_transformers_llama():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    rows, config = [Row("tvvvt", 3)], decoder_config(4, 4, 2, head_dim=4)
-    case = DecoderCase(zoo.UNROUTED.to_dict(), rows, 0, None, None, config, 2)
-    canonical, weights = case.model()
-    sizes = {
-        name: getattr(canonical.shape, name)
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-        )
-    }
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=canonical.vocab_size,
-            num_hidden_layers=canonical.shape.num_layers,
-            rms_norm_eps=canonical.rms_norm_eps,
-            **sizes,
-        )
-    ).eval()
-    llama.load_state_dict(
-        {name if name.startswith("lm_head") else f"model.{name}": w for name, w in weights.items()}
-    )
-    routing = zoo.schedule((1, 2), (3, 1))
-    ours, theirs = (run(m, case.inputs(), routing) for m in (CanonicalDecoder(canonical, weights), llama))
-    assert [r.selected for r in ours.traces[0].decisions] == [r.selected for r in theirs.traces[0].decisions]
-    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
