@@ -88,6 +88,9 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
     batch, length = columns.shape[:2]
     for name in ("attention_mask", "visual_mask", "labels"):
         _check_columns(f"inputs[{name}]", inputs.get(name), (batch, length))
+    mask = inputs.get("attention_mask")
+    for row in [] if mask is None else (mask != 0).any(dim=1).logical_not().nonzero()[:, 0].tolist():
+        raise RerouteError(f"attention_mask[{row}]", "has no real row", "give at least one token per request")
     positions = inputs.get("position_ids")
     if positions is not None:
         shape = tuple(positions.shape)

@@ -66,10 +66,6 @@ def read_prompts(
     prompts = []
     for row in range(batch):
         rows = real[row].nonzero()[:, 0]
-        if len(rows) == 0:
-            raise RerouteError(
-                f"attention_mask[{row}]", "has no real row", "give at least one token per request"
-            )
         positions = torch.arange(len(rows), device=rows.device)
         if given.positions is not None:
             positions = given.positions[..., row % given.positions.shape[-2], :][..., rows]
