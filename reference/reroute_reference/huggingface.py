@@ -60,6 +60,8 @@ class HuggingFaceDecoder:
         where only a part of it is rotated (RR-BLOCK-013).
         """
         probe: Any = next(self.decoder.parameters())
+        if self.mrope:
+            positions = positions.expand(3, -1)  # a count stands for three equal coordinates
         cos, sin = getattr(self.decoder, self.parts.rotary)(probe, position_ids=positions.unsqueeze(-2))
         return cos[0], sin[0]
 

@@ -93,9 +93,9 @@ def embeddings(family, batch, attention="sdpa", net=None):
         if pixels not in batch:
             continue
         found = getattr(net.model, get)(*(batch[name] for name in (pixels, grid) if name in batch))
-        embeds[ids == token] = torch.cat(list(found.pooler_output))
+        embeds[ids == token] = torch.cat(list(found.pooler_output)).view(-1, 64)
         for delta, features in zip(deltas, getattr(found, "deepstack_features", ()), strict=True):
-            delta[ids == token] = torch.cat(list(features))
+            delta[ids == token] = torch.cat(list(features)).view(-1, 64)
     return embeds, deltas
 
 
