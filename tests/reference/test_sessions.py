@@ -104,6 +104,24 @@ def test_new_images_form_their_own_pool(family, action):
         torch.testing.assert_close(torch.tensor(b.scores).double(), expected, rtol=1e-3, atol=1e-6)
 
 
+@BOTH_ACTIONS
+def test_an_image_after_a_turn_of_text_is_decided_as_in_one_prompt(family, action):
+    text, batch = zoo.text(family[0], 5), zoo.inputs(family[0], SECOND)
+    routing = zoo.pyramid(family[0], action)
+    start = run(net(family), text, routing)
+    later = run(net(family), batch, routing, cache=start.cache)
+    whole = {**batch, "input_ids": torch.cat([text["input_ids"], batch["input_ids"]], dim=1)}
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    if "mm_token_type_ids" in batch:
+        whole["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], (5, 0))
+    once = run(net(family), whole, routing)
+    for mine, other in zip(later.traces[0].decisions, once.traces[0].decisions, strict=True):
+        assert mine.selected == other.selected
+        assert mine.scores == pytest.approx(other.scores, rel=1e-3, abs=1e-7)
+    close(later.logits[0], once.logits[0, 5:])
+    same_caches(later.cache[0], once.cache[0])
+
+
 def test_the_cache_that_is_given_stays_as_it_is(family):
     one, two, _ = both_turns(family)
     routing = zoo.pyramid(family[0])
