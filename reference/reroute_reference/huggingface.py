@@ -79,9 +79,8 @@ class HuggingFaceDecoder:
             (self.parts.key, self.parts.key_norm, width),
         ):
             heads = getattr(attention, projection)(normed).unflatten(-1, (-1, held))  # [n, heads, h or 2 h]
-            heads = heads[
-                ..., :width
-            ]  # the gate, where there is one, takes no part in attention  RR-BLOCK-013
+            # the gate, where there is one, takes no part in attention  RR-BLOCK-013
+            heads = heads[..., :width]
             heads = heads if norm is None else getattr(attention, norm)(heads)
             projected.append(apply_rotary(heads.transpose(0, 1), cos, sin))
         return projected[0], projected[1]

@@ -61,6 +61,24 @@ def test_features_made_beforehand_are_taken(family):
     assert torch.equal(ours.logits, run(model, batch, zoo.pyramid(family)).logits)
 
 
+@qwen_family
+def test_embeddings_do_not_inherit_the_positions_of_the_request_before(family):
+    model, batch = zoo.model(family), zoo.inputs(family, LAYOUT)
+    embeds, _ = zoo.embeddings(family, batch)
+    given = {
+        "inputs_embeds": embeds[None],
+        "visual_mask": torch.tensor([zoo.visual_flags(family, batch)]),
+    }
+    clean = run(model, given, zoo.pyramid(family))
+    model.model.rope_deltas = torch.tensor([[-30]])  # as the model's own forward leaves it
+    try:
+        again = run(model, given, zoo.pyramid(family))
+    finally:
+        model.model.rope_deltas = None
+    assert torch.equal(clean.logits, again.logits)
+    assert clean.cache[0].next_position == again.cache[0].next_position == embeds.shape[0]
+
+
 def test_seconds_per_frame_space_a_video_and_are_not_rounded(dense):
     model, batch = zoo.model("qwen2_5_vl"), zoo.inputs("qwen2_5_vl", ("tt", (4, 4, 4), "tt"))
     plain = run(model, batch, zoo.UNROUTED).cache[0].next_position

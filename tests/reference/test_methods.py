@@ -78,8 +78,32 @@ def test_renumbered_sessions_count_on_in_every_block():
     given = {a.layer: [*a.selected, *(72 + ordinal for ordinal in b.selected)] for a, b in pairs}
     whole = {name: torch.cat([one[name], two[name]], 0 if name == "pixel_values" else 1) for name in one}
     right = zoo.oracle_run("llava", whole, routing, given=given)
-    close = zoo.logits("llava", right.states[-2:])
-    torch.testing.assert_close(later.logits[0, -2:].double(), close, rtol=5e-4, atol=5e-4)
+    expected = zoo.logits("llava", right.states[-2:])
+    torch.testing.assert_close(later.logits[0, -2:].double(), expected, rtol=5e-4, atol=5e-4)
+
+    layer, old, new = 3, first.traces[0].decisions[1], later.traces[0].decisions[1]
+    before = [first.residuals[0][layer], later.residuals[0][layer]]  # of the rows alive at the decision
+    held = _rows(first.traces[0], first.traces[0].decisions[0].selected)
+    kept = [held.index(row) for row in _rows(first.traces[0], old.selected)]
+    states = torch.cat([before[0][kept], before[1]]).double()
+    everything = torch.arange(len(states))  # cached rows from 0, then the rows that are alive, without gaps
+    with torch.no_grad():
+        full = oracle.own_scores(
+            zoo.wide("llava").model.language_model.layers[layer],
+            states,
+            everything.expand(3, -1),
+            everything,
+            1,
+        )[:, 0].mean(0)
+    alive = _rows(later.traces[0], later.traces[0].decisions[0].selected)
+    places = [len(kept) + alive.index(later.traces[0].visual_rows[ordinal]) for ordinal in new.pool]
+    torch.testing.assert_close(torch.tensor(new.scores).double(), full[places], rtol=1e-3, atol=1e-6)
+
+
+def _rows(trace, selected):
+    """Prompt rows of a stage that runs ``selected``."""
+    kept = {trace.visual_rows[ordinal] for ordinal in selected}
+    return [row for row in range(trace.num_rows) if row in kept or row not in trace.visual_rows]
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)

@@ -104,10 +104,15 @@ def test_new_images_form_their_own_pool(family, action):
         torch.testing.assert_close(torch.tensor(b.scores).double(), expected, rtol=1e-3, atol=1e-6)
 
 
-@BOTH_ACTIONS
-def test_an_image_after_a_turn_of_text_is_decided_as_in_one_prompt(family, action):
+@pytest.mark.parametrize("rule", ["reroute", "delete", "previous", "last_n"])
+def test_an_image_after_a_turn_of_text_is_decided_as_in_one_prompt(family, rule):
     text, batch = zoo.text(family[0], 5), zoo.inputs(family[0], SECOND)
-    routing = zoo.pyramid(family[0], action)
+    score = {"previous": {"source": "previous"}, "last_n": {"query": "last_n", "n": 3, "heads": "max"}}
+    routing = zoo.pyramid(
+        family[0], "reroute" if rule in ("reroute", "last_n") else "delete", score=score.get(rule, {})
+    )
+    if rule == "previous" and family[0] == "qwen3_5":
+        pytest.skip("no two blocks of plain attention follow each other")
     start = run(net(family), text, routing)
     later = run(net(family), batch, routing, cache=start.cache)
     whole = {**batch, "input_ids": torch.cat([text["input_ids"], batch["input_ids"]], dim=1)}
@@ -168,6 +173,14 @@ def test_a_batch_of_sessions_is_its_sessions_alone(family):
     repeated = run(net(family), twice, routing, cache=(starts[1], starts[1]))
     close(repeated.logits[0], moved.logits[0])
     close(repeated.logits[1], moved.logits[0])
+
+
+def test_positions_of_the_caller_never_lower_the_next_one(family):
+    start = run(net(family), zoo.inputs(family[0], FIRST), zoo.UNROUTED).cache
+    text = {**zoo.text(family[0], 3), "position_ids": torch.tensor([[0, 1, 2]])}
+    later = run(net(family), text, zoo.UNROUTED, cache=start).cache[0]
+    assert later.next_position == start[0].next_position
+    assert later.reach == start[0].reach + [start[0].next_position] * 3
 
 
 def test_float64_goes_on_in_float64(family):
