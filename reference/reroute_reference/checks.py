@@ -134,6 +134,14 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
                 "give input_ids and pixels of one call of the processor",
             )
         _check_whole(inputs["input_ids"] == token, rows, medium)
+        mask = inputs.get("attention_mask")
+        hidden = mask is not None and bool(((inputs["input_ids"] == token) & (mask == 0)).any())
+        if decoder.mrope and hidden and inputs.get("position_ids") is None:
+            raise RerouteError(
+                "inputs[attention_mask]",
+                "hides rows of an image, whose positions follow from its whole grid",
+                "show whole images, or give position_ids",
+            )
         found.append((token, rows))
     return found
 

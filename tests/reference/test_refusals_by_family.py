@@ -142,6 +142,20 @@ def test_spans_that_only_the_caller_knows():
     assert (sum(o < 13 for o in record.selected), len(record.selected)) == (6, 16)
 
 
+@every_family
+def test_a_mask_that_hides_rows_of_an_image(family, refused):
+    hiding = zoo.inputs(family, LAYOUT)["attention_mask"].clone()
+    hiding[0, 5:8] = 0
+    layer = zoo.DECIDING[family][0]
+    scope = zoo.schedule((layer, "0.5"), scope="image")
+    if family != "llava":
+        refused("inputs[attention_mask]", {"attention_mask": hiding})
+        return
+    refused("images", {"attention_mask": hiding}, scope)
+    given = {**zoo.inputs(family, LAYOUT), "attention_mask": hiding, "images": [[33]]}
+    assert len(run(zoo.model(family), given, scope).traces[0].decisions[0].selected) == 16
+
+
 def test_a_described_decoder_with_a_block_that_is_not():
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
