@@ -44,7 +44,7 @@ class Prompt:
 def read_prompts(
     decoder: Decoder, inputs: Mapping[str, Any], caches: Sequence[RowCache] | None = None
 ) -> list[Prompt]:
-    """The prompts of a batch.
+    """The prompts of a batch, without its padding (RR-EQV-005).
 
     Args:
         decoder: the model.
@@ -68,7 +68,7 @@ def read_prompts(
         rows = real[row].nonzero()[:, 0]
         positions = torch.arange(len(rows), device=rows.device)
         if given.positions is not None:
-            positions = given.positions[..., row % given.positions.shape[-2], :][..., rows]
+            positions = given.positions[..., min(row, given.positions.shape[-2] - 1), :][..., rows]
         if caches is not None and inputs.get("position_ids") is None:
             positions = positions + caches[row].next_position  # RR-KV-004
         prompts.append(

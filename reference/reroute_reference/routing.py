@@ -91,14 +91,8 @@ def route(
             if earlier[asked]:  # U holds what earlier turns cached there  RR-KV-007
                 ask = partial(score, earlier=cache.keys_values(asked)[0][:, : earlier[asked]])
             scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
-            own = select_in_spans(request, stage.index, pool, scores)
-            chosen = own
-            if replay is not None:
-                name = f"decisions[{stage.index - 1}]"
-                chosen = check_selection(request, stage.index, pool, replay[stage.index - 1], name)
-            would = own if replay is not None else None  # RR-NUM-003
-            records.append(record(request, stage.index, pool, scores, chosen, selected, would))
-            selected = chosen
+            records.append(choose(request, stage.index, pool, scores, selected, replay))
+            selected = records[-1].selected
 
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])  # I_j  RR-POOL-005
         for layer in range(stage.first, stage.last + 1):
@@ -116,6 +110,22 @@ def route(
     trace = RoutingTrace(request.num_rows, request.visual_rows, kv_rows, tuple(records))
     # deferred rows pass the final norm like any other  RR-BLOCK-008
     return RoutedRow(alive, decoder.final_norm(hidden[alive]), trace, cache, residuals)
+
+
+def choose(
+    request: Plan,
+    stage: int,
+    pool: Sequence[int],
+    scores: list[float],
+    previous: tuple[int, ...],
+    replay: Replay | None,
+) -> DecisionRecord:
+    """The decision: what the scores select, or what is replayed, beside what they would have selected (RR-NUM-003)."""
+    own = select_in_spans(request, stage, pool, scores)
+    if replay is None:
+        return record(request, stage, pool, scores, own, previous)
+    given = check_selection(request, stage, pool, replay[stage - 1], f"decisions[{stage - 1}]")
+    return record(request, stage, pool, scores, given, previous, own)
 
 
 def renumbered(positions: Int[Tensor, "*axes S"], rows: list[int], first: int) -> Int[Tensor, "*axes S"]:
@@ -178,12 +188,11 @@ def routed_block(
     """Block ``layer`` on the active rows, in order and at their own positions; every other row bypasses it whole.
 
     A row that is not active passes neither attention nor MLP: it keeps its state bit for bit (RR-BLOCK-001), and
-    leaves nothing in the block's cache (RR-KV-001).
+    leaves nothing in the block's cache (RR-KV-001). Gathering once per stage would be the same (RR-EQV-001).
     """
     routed = hidden.clone()
-    routed[active] = decoder.block(
-        layer, hidden[active], cos[active], sin[active], cache
-    )  # RR-BLOCK-002 RR-BLOCK-003
+    # RR-BLOCK-002 RR-BLOCK-003
+    routed[active] = decoder.block(layer, hidden[active], cos[active], sin[active], cache)
     return routed
 
 
