@@ -22,16 +22,18 @@ SCHEDULE: dict[str, Any] = {
 }
 VISUAL = [False, True, True, True, True, False]
 EMBEDDINGS: Matrix = [[1, 1], [2, 1], [-1, 2], [1, -2], [-2, -1], [1, 2]]
-CONFIG = CanonicalConfig(
-    DecoderShape(4, 2, 1, 1, 1, 2), vocab_size=2, rms_norm_eps=0.0, rope_theta=10000.0
-)
+CONFIG = CanonicalConfig(DecoderShape(4, 2, 1, 1, 1, 2), vocab_size=2, rms_norm_eps=0.0, rope_theta=10000.0)
 _TURN: Matrix = [[0, -1], [1, 0]]
 _ONE: Matrix = [[1, 0], [0, 1]]
 
 
 def weights() -> dict[str, Any]:
     """Name and value of every weight. Blocks differ in their queries only: those of block 3 are turned by a quarter."""
-    given: dict[str, Any] = {"embed_tokens.weight": _ONE, "norm.weight": [1, 1], "lm_head.weight": [[1, 1], [1, -1]]}
+    given: dict[str, Any] = {
+        "embed_tokens.weight": _ONE,
+        "norm.weight": [1, 1],
+        "lm_head.weight": [[1, 1], [1, -1]],
+    }
     for layer in range(CONFIG.shape.num_layers):
         block = f"layers.{layer}."
         given |= {block + f"{name}_layernorm.weight": [1, 1] for name in ("input", "post_attention")}
@@ -91,7 +93,9 @@ def block(layer: int, states: Matrix, positions: Sequence[int]) -> Matrix:
     name = f"layers.{layer}."
     queries, keys = queries_keys(layer, states, positions)
     values = [
-        product(WEIGHTS[name + "self_attn.v_proj.weight"], rms_norm(WEIGHTS[name + "input_layernorm.weight"], x))
+        product(
+            WEIGHTS[name + "self_attn.v_proj.weight"], rms_norm(WEIGHTS[name + "input_layernorm.weight"], x)
+        )
         for x in states
     ]
     after = []
@@ -102,7 +106,9 @@ def block(layer: int, states: Matrix, positions: Sequence[int]) -> Matrix:
         normed = rms_norm(WEIGHTS[name + "post_attention_layernorm.weight"], x)
         gate, up = (product(WEIGHTS[f"{name}mlp.{part}_proj.weight"], normed) for part in ("gate", "up"))
         inner = [g / (1 + math.exp(-g)) * u for g, u in zip(gate, up, strict=True)]
-        after.append([a + b for a, b in zip(x, product(WEIGHTS[name + "mlp.down_proj.weight"], inner), strict=True)])
+        after.append(
+            [a + b for a, b in zip(x, product(WEIGHTS[name + "mlp.down_proj.weight"], inner), strict=True)]
+        )
     return after
 
 
@@ -122,7 +128,9 @@ def route() -> tuple[Plan, list[Matrix], list[tuple[Vector, list[int]]]]:
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])
         for layer in range(stage.first, stage.last + 1):
             ran = dict(zip(active, block(layer, [states[-1][row] for row in active], active), strict=True))
-            states.append([ran.get(row, x) for row, x in enumerate(states[-1])])  # the others bypass the block
+            states.append(
+                [ran.get(row, x) for row, x in enumerate(states[-1])]
+            )  # the others bypass the block
     return request, states, decisions
 
 
@@ -132,22 +140,35 @@ def tables() -> dict[str, str]:
     rows = range(request.num_rows)
     head = "| | " + " | ".join(f"row {row}" for row in rows) + " |\n" + "|---" * (len(rows) + 1) + "|"
     lines = [f"| X^{layer} | {' | '.join(_pair(x) for x in state)} |" for layer, state in enumerate(states)]
-    made = ["| decision | block | s_0 | s_1 | s_2 | s_3 | selected | deferred | re-enters |", "|---" * 9 + "|"]
+    made = [
+        "| decision | block | s_0 | s_1 | s_2 | s_3 | selected | deferred | re-enters |",
+        "|---" * 9 + "|",
+    ]
     before = set(range(request.num_visual))
     for number, (scores, selected) in enumerate(decisions, start=1):
         deferred = [v for v in range(request.num_visual) if v not in selected]
         back = [v for v in selected if v not in before] if number > 1 else []
-        cells = [*(f"{score:.4f}" for score in scores), *(", ".join(map(str, v)) or "–" for v in (selected, deferred, back))]
+        cells = [
+            *(f"{score:.4f}" for score in scores),
+            *(", ".join(map(str, v)) or "none" for v in (selected, deferred, back)),
+        ]
         made.append(f"| {number} | {request.stages[number].first} | {' | '.join(cells)} |")
         before = set(selected)
     normed = [rms_norm(WEIGHTS["norm.weight"], x) for x in states[-1]]
     logits = [product(WEIGHTS["lm_head.weight"], x) for x in normed]
-    outputs = [f"| {name} | {' | '.join(_pair(x) for x in values)} |" for name, values in (("normed", normed), ("logits", logits))]
-    return {"states": "\n".join([head, *lines]), "decisions": "\n".join(made), "outputs": "\n".join([head, *outputs])}
+    outputs = [
+        f"| {name} | {' | '.join(_pair(x) for x in values)} |"
+        for name, values in (("normed", normed), ("logits", logits))
+    ]
+    return {
+        "states": "\n".join([head, *lines]),
+        "decisions": "\n".join(made),
+        "outputs": "\n".join([head, *outputs]),
+    }
 
 
 def _pair(x: Vector) -> str:
-    return ", ".join(f"{value:.4f}".replace("-", "−") for value in x)
+    return ", ".join(f"{value:.4f}" for value in x)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_cost
+from . import cli_cost, cli_rules
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_cost.app)
+app.add_typer(cli_rules.app)
 
 _Target = Annotated[
     str,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from reroute_reference import run
-from reroute_reference.inputs import read_prompts
+from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import as_decoder
 from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
 
@@ -61,9 +61,7 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
         case.model(), case.inputs(), schedule, decisions=deepcopy(case.decisions), continuation=given
     )
     narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
-    decoder = as_decoder(narrow, None)
-    prompts = read_prompts(decoder, inputs)
-    plans = [plan(schedule, decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts]
+    prompts, plans = read_case(case)
     answers = read_answers(observed, plans, decoded=continuation is not None)
     if not all(
         _check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
@@ -77,6 +75,15 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
         tokens = None if continuation is None else continuation[b]
         RequestJudge(b, case, answer, plans[b], models, outputs, verdict).judge(tokens)
     return verdict
+
+
+def read_case(case: RoutedCase) -> tuple[list[Prompt], list[Plan]]:
+    """Every request of a batch, and its plan."""
+    decoder = as_decoder(case.reference_model(torch.float32), None)
+    prompts = read_prompts(decoder, case.inputs())
+    return prompts, [
+        plan(case.routing(), decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts
+    ]
 
 
 def _judge_poison(case: RoutedCase, target: Target) -> Verdict:

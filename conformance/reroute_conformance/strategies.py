@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def schedules(
         keeps = sorted(keeps, reverse=True) if action == "delete" else keeps
     data: dict[str, Any] = {
         "action": action,
-        "decisions": [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)],
+        "decisions": _decisions(layers, keeps),
         "scope": draw(st.sampled_from(scopes)),
         "min_keep": draw(st.sampled_from([1, 1, 1, 2])),
     }
@@ -113,6 +114,45 @@ def decoder_cases(
         return case
     decisions = [draw(_choices(schedule, layers, row.layout)) for row in rows]
     return DecoderCase(schedule, rows, case.new_tokens, decisions, None, config, case.seed)
+
+
+@st.composite
+def one_decision_cases(draw: st.DrawFn) -> DecoderCase:
+    """One request, one `reroute` decision that leaves rows out."""
+    keep = draw(st.integers(1, 6) | st.sampled_from(["0.29", "1/2", "1"]))
+    schedule = {"action": "reroute", "decisions": [{"layer": draw(st.integers(0, 2)), "keep": keep}]}
+    return _small_case(draw, schedule)
+
+
+@st.composite
+def reentering_cases(draw: st.DrawFn) -> DecoderCase:
+    """Two or three decisions over all rows, few of which run: later ones score rows that were deferred."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=2, max_size=3)))
+    keeps = [draw(st.integers(1, 3)) for _ in layers]
+    return _small_case(draw, {"action": "reroute", "decisions": _decisions(layers, keeps)}, visual=4)
+
+
+@st.composite
+def shrinking_cases(draw: st.DrawFn) -> DecoderCase:
+    """Two or three `delete` decisions by ratio, or the same by bypass without re-entry."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=2, max_size=3)))
+    keeps = ["3/4", "1/2", "1/4"][-len(layers) :]
+    action = draw(st.sampled_from(["delete", "reroute"]))
+    schedule = {"action": action, "decisions": _decisions(layers, keeps), "pool": "survivors"}
+    return _small_case(draw, schedule, visual=4)
+
+
+def _decisions(layers: list[int], keeps: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)]
+
+
+def _small_case(draw: st.DrawFn, schedule: dict[str, Any], visual: int = 1) -> DecoderCase:
+    """One request of at least ``visual`` routable rows through four blocks."""
+    layout = draw(layouts(max_size=4)) + "v" * visual + draw(layouts("vvt", max_size=6)) + "t"
+    config = decoder_config(4, heads=2, kv_heads=2)
+    return DecoderCase(
+        schedule, [Row(layout, draw(st.integers(0, 999)))], 0, None, None, config, draw(st.integers(0, 7))
+    )
 
 
 @st.composite
