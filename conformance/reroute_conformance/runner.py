@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
-from reroute_spec import RerouteError
+from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError
@@ -277,8 +279,16 @@ def replay_case(path: Path, target: Target) -> Verdict:
 
 
 def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:
-    """The report as JSON lines: a header, one line per check, a footer."""
-    header = {"record": "header", "target": report.target, "profiles": report.profiles, "versions": versions}
+    """The report as JSON lines in the form of ``schemas/report.json``: a header, one line per check, a footer."""
+    header = {
+        "record": "header",
+        "format": "urn:vlm-reroute:report:1",
+        "spec_version": SPEC_VERSION,
+        "rules_digest": sha256(files("reroute_spec").joinpath("rules.json").read_bytes()).hexdigest(),
+        "target": report.target,
+        "profiles": list(report.profiles),
+        "versions": versions,
+    }
     lines: list[dict[str, Any]] = [header]
     for result in report.results:
         line: dict[str, Any] = {
@@ -306,6 +316,7 @@ def describe(failure: Failure) -> dict[str, Any]:
     return {
         "rule": violation.rule,
         "title": rules()[violation.rule].title,
+        "check": rules()[violation.rule].check,
         "where": violation.where,
         "detail": violation.detail,
         "case": None if failure.path is None else str(failure.path),

@@ -17,7 +17,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from reroute_spec.rules import Rule, parse, rules, to_json
+from reroute_spec.rules import Rule, parse, rules, to_index, to_json
 
 from .checks import checks
 from .mutants import MUTANTS
@@ -93,10 +93,12 @@ def audit() -> Audit:
     traces, planned, faults = trace_rules(), plans(), []
     chapters = Path(str(resources.files("reroute_spec"))).parent
     text = (chapters / "10-config.md").exists()
-    if text and to_json(parse(chapters)) != resources.files("reroute_spec").joinpath("rules.json").read_text(
-        "utf-8"
-    ):
-        faults.append("rules.json is not what the chapters say: run `make rules`")
+    if text:
+        parsed, data = parse(chapters), resources.files("reroute_spec").joinpath("rules.json")
+        generated = {"rules.json": (to_json(parsed), data), "INDEX.md": (to_index(parsed), chapters / "INDEX.md")}
+        for name, (right, path) in generated.items():
+            if not path.is_file() or path.read_text("utf-8") != right:
+                faults.append(f"{name} is not what the chapters say: run `make rules`")
     for rule_id, trace in traces.items():
         lacks = trace.lacks - planned.get(rule_id, (frozenset(), ""))[0]
         faults += [f"{rule_id} has no {part}, and none is planned" for part in PARTS if part in lacks]
