@@ -95,7 +95,10 @@ def audit() -> Audit:
     text = (chapters / "10-config.md").exists()
     if text:
         parsed, data = parse(chapters), resources.files("reroute_spec").joinpath("rules.json")
-        generated = {"rules.json": (to_json(parsed), data), "INDEX.md": (to_index(parsed), chapters / "INDEX.md")}
+        generated = {
+            "rules.json": (to_json(parsed), data),
+            "INDEX.md": (to_index(parsed), chapters / "INDEX.md"),
+        }
         for name, (right, path) in generated.items():
             if not path.is_file() or path.read_text("utf-8") != right:
                 faults.append(f"{name} is not what the chapters say: run `make rules`")

@@ -6,11 +6,12 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from .errors import unknown
+from .errors import RerouteError
 
 _HEADING = re.compile(
     r"^### (?P<id>RR-[A-Z]+-\d{3})  (?P<title>.+?) {2,}(?P<strength>MUST|MAY) · "
@@ -64,7 +65,11 @@ def rule(rule_id: str) -> Rule:
         RerouteError: no such rule; the nearest id is named.
     """
     if rule_id not in rules():
-        raise unknown("rule", rule_id, list(rules()))
+        near = get_close_matches(rule_id, rules(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RerouteError(
+            "rule", f"{rule_id!r} is not known", f"{hint}`vlm-reroute rules` lists all {len(rules())}"
+        )
     return rules()[rule_id]
 
 
