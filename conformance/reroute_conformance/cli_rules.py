@@ -80,17 +80,14 @@ def _data(trace: Trace, result: Audit) -> dict[str, Any]:
 
 
 def _print_list(result: Audit) -> None:
-    from .cli import _console, _table
-
-    console = _console()
     for chapter, traces in groupby(result.traces.values(), key=lambda trace: trace.rule.chapter):
-        table = _table(f"spec/{chapter}", 5, "rule", "strength", "class", "kept", "title")
+        typer.secho(f"spec/{chapter}", bold=True)
         for trace in traces:
-            table.add_row(
-                trace.rule.id, trace.rule.strength, trace.rule.kind, _status(trace, result), trace.rule.title
-            )
-        console.print(table)
-    console.print(_counted(result), markup=False)
+            rule = trace.rule
+            status = _status(trace, result)
+            typer.echo(f"{rule.id:<12}  {rule.strength:<4}  {rule.kind:<9}  {status:<34}  {rule.title}")
+        typer.echo()
+    typer.echo(_counted(result))
 
 
 def _print_audit(result: Audit) -> None:

@@ -160,10 +160,20 @@ def reference_marks() -> dict[str, list[Mark]]:
 
 
 def _code_at(lines: list[str], line: int) -> tuple[int, str]:
-    """The code of a comment's own line, or else of the next line that has any."""
-    while line < len(lines) and not lines[line - 1].split("#")[0].strip():
+    """The code of a comment's own line, of the next line that has any, or where a statement's end is marked, its start."""
+    while line < len(lines) and not _code(lines[line - 1]):
         line += 1
-    return line, lines[line - 1].split("  #")[0].strip()
+    if not _code(lines[line - 1]).strip(")]}:, "):
+        indent = len(lines[line - 1]) - len(lines[line - 1].lstrip())
+        while line > 1 and (len(lines[line - 2]) - len(lines[line - 2].lstrip()) > indent):
+            line -= 1
+        line -= 1
+    return line, _code(lines[line - 1])
+
+
+def _code(line: str) -> str:
+    """A line without its comment and indentation."""
+    return ("" if line.lstrip().startswith("#") else line.split("  #")[0]).strip()
 
 
 def _cited() -> dict[str, set[str]]:

@@ -105,7 +105,6 @@ def budget(keep: Keep | str, n: int, *, min_keep: int = 1, pool: int | None = No
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise RerouteError(name, f"{value!r} is no row count", f"give an integer >= {least}")
-    rows = (
-        exact if isinstance(exact, int) else exact.numerator * n // exact.denominator
-    )  # RR-BUD-001 RR-BUD-004
+    # RR-BUD-001 RR-BUD-004
+    rows = exact if isinstance(exact, int) else exact.numerator * n // exact.denominator
     return min(n if pool is None else pool, max(min_keep, rows))

@@ -98,9 +98,8 @@ def plan(
     spans = _spans(schedule, visual, len(visual_rows), images)
     text = len(visual) - len(visual_rows)
     stages = _stages(schedule, num_layers, text, spans)
-    kv_rows = tuple(
-        text + stage.kept for stage in stages for _ in range(stage.first, stage.last + 1)
-    )  # RR-KV-001
+    # RR-KV-001
+    kv_rows = tuple(text + stage.kept for stage in stages for _ in range(stage.first, stage.last + 1))
     return Plan(len(visual), visual_rows, spans, stages, kv_rows)
 
 
@@ -130,9 +129,8 @@ def _spans(
 
 def _stages(schedule: Schedule, num_layers: int, text: int, spans: tuple[range, ...]) -> tuple[Stage, ...]:
     routable = sum(len(span) for span in spans)
-    if (
-        routable == 0 or not schedule.decisions
-    ):  # nothing to decide: the request runs unrouted  RR-BUD-002 RR-CFG-009
+    # nothing to decide: the request runs unrouted  RR-BUD-002 RR-CFG-009
+    if routable == 0 or not schedule.decisions:
         return (Stage(0, 0, num_layers - 1, routable),)
     starts = [decision.layer for decision in schedule.decisions]
     ends = [*(start - 1 for start in starts[1:]), num_layers - 1]

@@ -36,9 +36,8 @@ def select(scores: Sequence[float], k: int) -> list[int]:
             raise RerouteError(
                 f"scores[{ordinal}]", "is NaN", "a NaN is never ordered; find the block that made it"
             )
-    best_first = sorted(
-        range(len(scores)), key=lambda ordinal: (-scores[ordinal], ordinal)
-    )  # RR-SEL-001 RR-SEL-002 RR-SEL-003
+    # RR-SEL-001 RR-SEL-002 RR-SEL-003
+    best_first = sorted(range(len(scores)), key=lambda ordinal: (-scores[ordinal], ordinal))
     return sorted(best_first[:k])  # RR-SEL-004
 
 
