@@ -94,14 +94,7 @@ def audit() -> Audit:
     chapters = Path(str(resources.files("reroute_spec"))).parent
     text = (chapters / "10-config.md").exists()
     if text:
-        parsed, data = parse(chapters), resources.files("reroute_spec").joinpath("rules.json")
-        generated = {
-            "rules.json": (to_json(parsed), data),
-            "INDEX.md": (to_index(parsed), chapters / "INDEX.md"),
-        }
-        for name, (right, path) in generated.items():
-            if not path.is_file() or path.read_text("utf-8") != right:
-                faults.append(f"{name} is not what the chapters say: run `make rules`")
+        faults += _stale(chapters)
     for rule_id, trace in traces.items():
         lacks = trace.lacks - planned.get(rule_id, (frozenset(), ""))[0]
         faults += [f"{rule_id} has no {part}, and none is planned" for part in PARTS if part in lacks]
@@ -116,6 +109,21 @@ def audit() -> Audit:
             f"{name} names {rule_id}, and no such rule exists" for rule_id in sorted(cited - traces.keys())
         ]
     return Audit(traces, planned, tuple(faults), text)
+
+
+def _stale(chapters: Path) -> list[str]:
+    """What is wrong with the chapters' form, or generated from other chapters than these."""
+    try:
+        parsed = parse(chapters)
+    except ValueError as error:
+        return [str(error)]
+    data = resources.files("reroute_spec").joinpath("rules.json")
+    generated = {"rules.json": (to_json(parsed), data), "INDEX.md": (to_index(parsed), chapters / "INDEX.md")}
+    return [
+        f"{name} is not what the chapters say: run `make rules`"
+        for name, (right, path) in generated.items()
+        if not path.is_file() or path.read_text("utf-8") != right
+    ]
 
 
 def trace_rules() -> dict[str, Trace]:

@@ -53,6 +53,10 @@ def test_explain_refuses_an_unknown_rule_with_the_nearest(vlm_reroute):
     assert "did you mean RR-SEL-003? `vlm-reroute rules` lists all" in err
 
 
+def _malformed(chapters):
+    raise ValueError("10-x.md: heading of another shape")
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
