@@ -68,6 +68,21 @@ class SelectCase(Case):
 
 
 @dataclass(frozen=True)
+class ConfigCase(Case):
+    """A schedule as data, right or wrong, and the layout of a request: ``t`` and ``v`` rows."""
+
+    kind: ClassVar[str] = "config"
+    schedule: dict[str, Any] = field(default_factory=dict)
+    num_layers: int = 1
+    layout: str = "t"
+    images: list[int] = field(default_factory=list)
+
+    def visual(self) -> list[bool]:
+        """A flag per row."""
+        return [letter == "v" for letter in self.layout]
+
+
+@dataclass(frozen=True)
 class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
@@ -228,7 +243,9 @@ class LlavaCase(RoutedCase):
         )
 
 
-KINDS: dict[str, type[Case]] = {case.kind: case for case in (SelectCase, DecoderCase, GivenCase, LlavaCase)}
+KINDS: dict[str, type[Case]] = {
+    case.kind: case for case in (SelectCase, ConfigCase, DecoderCase, GivenCase, LlavaCase)
+}
 
 
 def load_case(data: Mapping[str, Any]) -> Case:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from . import strategies
 from .cases import Case
+from .configs import judge_config
 from .judge import judge
 from .judges import (
     judge_counterexample,
@@ -31,7 +32,7 @@ class Check:
 
     Attributes:
         name: shown in the report.
-        kind: ``select``, ``route`` or ``trace``.
+        kind: ``config``, ``select``, ``route`` or ``trace``.
         profile: the profile it belongs to.
         rules: MUST rules that a whole run of it has to exercise.
         cases: strategy, or the fixed cases themselves.
@@ -52,6 +53,9 @@ def _ids(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_CONFIG = _ids(
+    "RR-CFG-001 RR-CFG-002 RR-CFG-003 RR-CFG-004 RR-CFG-005 RR-CFG-006 RR-CFG-007 RR-CFG-008 RR-ERR-001 RR-KV-001"
+)
 _SELECTION = _ids("RR-SEL-001 RR-SEL-002 RR-SEL-003 RR-SEL-004")
 _ROWS = _ids("RR-POOL-001 RR-POOL-002 RR-POOL-003 RR-POOL-004 RR-POOL-005 RR-POOL-006 RR-BUD-001")
 _SCORES = _ids("RR-SCORE-001 RR-SCORE-002 RR-SCORE-003 RR-SCORE-004 RR-SCORE-009")
@@ -71,6 +75,7 @@ def checks() -> tuple[Check, ...]:
     rounded = _ids("RR-BUD-001 RR-EQV-002 RR-CFG-009")
     images = _ids("RR-POOL-002 RR-BUD-003 RR-KV-006")
     return (
+        Check("config", "config", "core", _CONFIG, strategies.config_cases(), 400, judge_config),
         Check("select", "select", "core", _SELECTION, strategies.select_cases(), 400, judge_select),
         Check("select-nan", "select", "core", ("RR-SEL-005",), nans, 50, judge_nan),
         Check("example", "trace", "core", ("RR-POOL-003",), (example(),), 1, judge),

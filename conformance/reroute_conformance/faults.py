@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from reroute_reference import CanonicalDecoder, routing
 from reroute_reference.cache import RowCache
 from reroute_reference.score import attention_scores
-from reroute_spec import Plan, Schedule, ScoreRule, plan
+from reroute_spec import Decision, DecisionRecord, Plan, Schedule, ScoreRule, plan
 from reroute_spec.budget import parse_keep
 from reroute_spec.trace import record
 from torch import Tensor, nn
@@ -96,6 +97,88 @@ def absolute_margin(scores: Sequence[float], selected: Sequence[int]) -> float |
     """The gap at the threshold, not relative to it."""
     left_out = [score for place, score in enumerate(scores) if place not in set(selected)]
     return min(scores[place] for place in selected) - max(left_out) if selected and left_out else None
+
+
+# Schedules
+
+
+def of_other_data(change: Callable[[dict[str, Any]], None]) -> type[ReferenceTarget]:
+    """A target that mends a schedule instead of refusing it."""
+
+    class Mends(ReferenceTarget):
+        def plan(self, schedule: Mapping[str, Any], *layout: Any) -> Sequence[int]:
+            data = deepcopy(dict(schedule))
+            change(data)
+            return super().plan(data, *layout)
+
+    return Mends
+
+
+def each_decision(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """A change of every decision of a schedule."""
+
+    def changed(data: dict[str, Any]) -> None:
+        for decision in data["decisions"]:
+            change(decision)
+
+    return changed
+
+
+def layer_from_the_end(decision: dict[str, Any]) -> None:
+    """A negative layer counts from the end of four blocks."""
+    if isinstance(decision["layer"], int) and -4 <= decision["layer"] < 0:
+        decision["layer"] += 4
+
+
+def ratio_capped(decision: dict[str, Any]) -> None:
+    """A ratio above 1 keeps all."""
+    if decision["keep"] == "2":
+        decision["keep"] = "1"
+
+
+def float_read(decision: dict[str, Any]) -> None:
+    """A binary float is read as its shortest decimal."""
+    if isinstance(decision["keep"], float) and not decision["keep"].is_integer():
+        decision["keep"] = str(decision["keep"])
+
+
+def pool_of_delete(data: dict[str, Any]) -> None:
+    """`delete` with all rows as candidates is taken as `survivors`."""
+    if data["action"] == "delete" and data.get("pool") == "all":
+        data["pool"] = "survivors"
+
+
+def positions_preserved(data: dict[str, Any]) -> None:
+    """`renumber` of `reroute` is passed over."""
+    if data["action"] == "reroute" and data.get("positions") == "renumber":
+        data["positions"] = "preserve"
+
+
+class RefusesWithoutAField(ReferenceTarget):
+    """An error that says neither where nor what would be right."""
+
+    def plan(self, *given: Any) -> Sequence[int]:
+        """As named."""
+        try:
+            return super().plan(*given)
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+
+
+def decides_anyway(schedule: Schedule) -> Schedule:
+    """A schedule without decisions gets one."""
+    return schedule if schedule.decisions else replace(schedule, decisions=(Decision(0, 1),))
+
+
+def empty_decisions(row: dict[str, Any], schedule: Schedule) -> None:
+    """Decisions about no rows are recorded for a request without any."""
+    trace = row["trace"]
+    if not trace.visual_rows:
+        made = [
+            DecisionRecord(d.layer, j, (), (), (), (), (), None)
+            for j, d in enumerate(schedule.decisions, start=1)
+        ]
+        row["trace"] = replace(trace, decisions=tuple(made))
 
 
 # Scores

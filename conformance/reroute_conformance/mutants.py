@@ -71,7 +71,25 @@ def _no_rope(given: dict[str, Any], name: str, value: float) -> Any:
     return torch.full_like(given[name], value)
 
 
+def _mends(name: str, rule: str, change: Any) -> Mutant:
+    return _answers(name, rule, "config", f.of_other_data(change))
+
+
 MUTANTS = (
+    _mends("unknown-field-ignored", "RR-CFG-001", lambda data: data.pop("budget", None)),
+    _mends(
+        "layers-sorted",
+        "RR-CFG-002",
+        lambda data: data["decisions"].sort(key=lambda decision: decision["layer"]),
+    ),
+    _mends("layer-from-the-end", "RR-CFG-003", f.each_decision(f.layer_from_the_end)),
+    _mends("ratio-capped", "RR-CFG-004", f.each_decision(f.ratio_capped)),
+    _mends("float-read-as-decimal", "RR-CFG-005", f.each_decision(f.float_read)),
+    _mends("pool-of-delete-ignored", "RR-CFG-006", f.pool_of_delete),
+    _mends("renumber-of-reroute-ignored", "RR-CFG-007", f.positions_preserved),
+    _answers("refuses-without-a-field", "RR-CFG-008", "config", f.RefusesWithoutAField),
+    _asks("decides-without-decisions", "RR-CFG-009", "budgets", f.decides_anyway),
+    _answers("empty-decisions-recorded", "RR-BUD-002", "trace", f.of_other_answers(f.empty_decisions)),
     _selection("higher-ordinal-wins-ties", "RR-SEL-003", lambda s, i: (-s, -i)),
     _selection("lowest-scores", "RR-SEL-001", lambda s, i: (s, i)),
     _selection("negative-zero-below-zero", "RR-SEL-002", lambda s, i: (-s, math.copysign(1, s) < 0, i)),

@@ -114,6 +114,8 @@ class RequestJudge:
             f"margin {record.margin}, its own scores give {derived.margin}",
             S=self.request.num_rows,
             num_rows=self.answer.trace.num_rows,
+            recorded=[(record.stage, record.layer)],
+            planned=[(stage.index, stage.first)],
             margin=record.margin,
             margin_of_scores=derived.margin,
         )

@@ -20,7 +20,7 @@ from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError
-from .cases import Case, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
+from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target
 from .tolerance import AMBIGUOUS_SHARE
@@ -108,8 +108,8 @@ class _Guarded:
 
     def __init__(self, target: Target) -> None:
         self.name, self.profiles = target.name, target.profiles
-        self.select, self.run, self.generate = (
-            _guarded(method) for method in (target.select, target.run, target.generate)
+        self.select, self.plan, self.run, self.generate = (
+            _guarded(method) for method in (target.select, target.plan, target.run, target.generate)
         )
 
 
@@ -268,7 +268,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        fits = LlavaCase if check.profile == "hf" else SelectCase if check.kind == "select" else DecoderCase
+        by_kind = {"select": SelectCase, "config": ConfigCase}
+        fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:

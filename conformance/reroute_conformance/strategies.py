@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reroute_spec import Schedule, plan
 from reroute_spec.budget import parse_keep
 
-from .cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config
+from .cases import ConfigCase, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
 
 _SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-45, -1e-45, 1.1754943508222875e-38, 1.0, 0.5]
 
@@ -39,6 +39,49 @@ def nan_select_cases(draw: st.DrawFn) -> SelectCase:
     at = draw(st.integers(0, len(case.bits) - 1))
     nan = draw(st.sampled_from([0x7FC00000, -0x400000, 0x7F800001]))
     return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=max(1, case.k))
+
+
+_KEEPS: st.SearchStrategy[Any] = st.sampled_from(["0.5", "1/3", "1", "0.0", "2", 1, 3, 0, 2.0, 0.29, True])
+_LAYERS: st.SearchStrategy[Any] = st.sampled_from([0, 1, 2, 3, 5, -1, 1.0, 1.5, True])
+_OPTIONAL: dict[str, list[Any]] = {
+    "pool": ["all", "survivors", "none"],
+    "scope": ["request", "image", 1],
+    "positions": ["preserve", "renumber", ""],
+    "min_keep": [1, 2, 0, 1.0, 1.5, True],
+    "label": ["x", ""],
+    "budget": [1],
+}
+
+
+@st.composite
+def config_cases(draw: st.DrawFn) -> ConfigCase:
+    """Schedules as data, right and wrong in every field, over layouts with several images that may touch."""
+    size = draw(st.integers(0, 3))
+    layers = draw(st.lists(_LAYERS, min_size=size, max_size=size))
+    keeps = draw(st.lists(_KEEPS, min_size=size, max_size=size))
+    if draw(st.booleans()):  # right ones are rare among the others
+        layers = sorted(draw(st.sets(st.integers(0, 3), min_size=size, max_size=size)))
+        keeps = sorted(draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), reverse=True)
+        keeps = [f"0.{keep}" for keep in keeps] if draw(st.booleans()) else keeps
+        if size and draw(st.booleans()):  # with one keep of another kind
+            keeps[draw(st.integers(0, size - 1))] = draw(_KEEPS)
+    data: dict[str, Any] = {"action": draw(st.sampled_from(["reroute", "reroute", "delete", "prune"]))}
+    data["decisions"] = _decisions(layers, keeps)
+    for name in sorted(draw(st.sets(st.sampled_from(sorted(_OPTIONAL)), max_size=2))):
+        data[name] = draw(st.sampled_from(_OPTIONAL[name]))
+    if draw(st.integers(0, 2)) == 2:
+        score = {
+            "source": st.sampled_from(["own", "previous", "next"]),
+            "query": st.sampled_from(["last", "last_n"]),
+            "heads": st.sampled_from(["mean", "max", "min"]),
+            "n": st.sampled_from([1, 2, 0]),
+        }
+        data["score"] = draw(st.fixed_dictionaries({}, optional=score))
+    layout = draw(layouts(max_size=20))
+    visual = layout.count("v")
+    cuts = sorted(draw(st.sets(st.integers(1, max(visual - 1, 1)), max_size=2))) if visual > 1 else []
+    images = [end - start for start, end in zip([0, *cuts], [*cuts, visual], strict=True)] if visual else []
+    return ConfigCase(data, 4, layout, images)
 
 
 @st.composite

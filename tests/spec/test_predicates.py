@@ -6,6 +6,8 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reroute_conformance.configs import broken_rules
+from reroute_conformance.strategies import config_cases
 from reroute_spec import (
     DECODER_SHAPES,
     RerouteError,
@@ -58,96 +60,18 @@ def test_the_budget_checks_allow_one_count_and_it_is_the_budget(keep, n, min_kee
         assert holds("RR-BUD-003", spans=[range(len(pool))], **common) == (count == whole)
 
 
-KEEPS = st.sampled_from(["0.5", "1/3", "1", "0.0", "2", 1, 3, 0, 2.0, 0.29, True])
-LAYERS = st.sampled_from([0, 1, 2, 3, 5, -1, 1.0, 1.5, True])
-
-
-@st.composite
-def configurations(draw):
-    """Schedules as data, right and wrong in every field."""
-    size = draw(st.integers(0, 3))
-    layers = draw(st.lists(LAYERS, min_size=size, max_size=size))
-    keeps = draw(st.lists(KEEPS, min_size=size, max_size=size))
-    if draw(st.booleans()):  # right ones are rare among the others
-        layers = sorted(draw(st.sets(st.integers(0, 3), min_size=size, max_size=size)))
-        keeps = sorted(draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), reverse=True)
-        keeps = [f"0.{keep}" for keep in keeps] if draw(st.booleans()) else keeps
-    data = {"action": draw(st.sampled_from(["reroute", "reroute", "delete", "prune"]))}
-    data["decisions"] = [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)]
-    optional = {
-        "pool": ["all", "survivors", "none"],
-        "scope": ["request", "image", 1],
-        "positions": ["preserve", "renumber", ""],
-        "min_keep": [1, 2, 0, 1.0, 1.5, True],
-        "label": ["x", ""],
-        "budget": [1],
-    }
-    for name in draw(st.sets(st.sampled_from(sorted(optional)), max_size=2)):
-        data[name] = draw(st.sampled_from(optional[name]))
-    if draw(st.integers(0, 2)) == 2:
-        data["score"] = draw(
-            st.fixed_dictionaries(
-                {},
-                optional={
-                    "source": st.sampled_from(["own", "previous", "next"]),
-                    "query": st.sampled_from(["last", "last_n"]),
-                    "heads": st.sampled_from(["mean", "max", "min"]),
-                    "n": st.sampled_from([1, 2, 0]),
-                },
-            )
-        )
-    return data
-
-
 @settings(max_examples=1500, derandomize=True, deadline=None)
-@given(configurations())
-def test_a_schedule_is_accepted_exactly_where_the_configuration_checks_allow_it(data):
-    score = data.get("score", {})
-    action = data["action"]
-    values = {
-        "data": data,
-        "num_layers": 4,
-        "layers": [decision["layer"] for decision in data["decisions"]],
-        "keeps": [decision["keep"] for decision in data["decisions"]],
-        "action": action,
-        "pool": data.get("pool", "survivors" if action == "delete" else "all"),
-        "positions": data.get("positions", "preserve"),
-        "source": score.get("source", "own"),
-        "query": score.get("query", "last"),
-        "n": score.get("n", 1),
-    }
-    try:
-        schedule, error = Schedule.from_dict(data).validate(4), None
-    except RerouteError as refused:
-        schedule, error = None, refused
-    if schedule is not None:
-        assert all(
-            holds(f"RR-CFG-{number:03}", accepted=True, **{name: values[name] for name in wanted})
-            for number, wanted in CONFIG_CHECKS.items()
-        )
-        assert holds("RR-CFG-014", schedule=schedule, from_dict=Schedule.from_dict, to_dict=Schedule.to_dict)
+@given(config_cases())
+def test_a_schedule_is_accepted_exactly_where_the_configuration_checks_allow_it(case):
+    def read():
+        return Schedule.from_dict(case.schedule).validate(case.num_layers)
+
+    if broken_rules(case.schedule, case.num_layers):
+        with pytest.raises(RerouteError) as refused:
+            read()
+        assert holds("RR-CFG-008", accepted=False, error=refused.value, touched=False)
     else:
-        assert holds("RR-CFG-008", accepted=False, error=error, touched=False)
-        assert not all(_allowed(number, wanted, values) for number, wanted in CONFIG_CHECKS.items()), error
-
-
-CONFIG_CHECKS = {
-    1: ("data",),
-    2: ("layers",),
-    3: ("layers", "num_layers"),
-    4: ("keeps",),
-    5: ("keeps",),
-    6: ("action", "pool", "keeps"),
-    7: ("action", "positions", "source", "layers", "pool", "query", "n"),
-}
-
-
-def _allowed(number, wanted, values):
-    """Whether accepting would be right; what no check can even read would not."""
-    try:
-        return holds(f"RR-CFG-{number:03}", accepted=True, **{name: values[name] for name in wanted})
-    except (TypeError, ValueError):
-        return False
+        assert holds("RR-CFG-014", schedule=read(), from_dict=Schedule.from_dict, to_dict=Schedule.to_dict)
 
 
 @pytest.mark.parametrize("name", presets())
