@@ -24,9 +24,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# spec/reroute_spec/rules.json from the chapters
+# what is generated in spec/: rules.json and INDEX.md from the chapters, float-differences.md from the presets
 rules: $(STAMP)
 	$(BIN)/python -m reroute_spec.rules spec
+	$(BIN)/python -m reroute_spec.float_differences spec/float-differences.md
 
 # spec/proofs: exhaustive enumeration, the counterexample, and Coq (apt-get install coq) over Route.v
 proofs: $(STAMP)

@@ -84,32 +84,50 @@ def queries_keys(layer: int, states: Matrix, positions: Sequence[int]) -> tuple[
 
 
 def attend(query: Vector, keys: Matrix) -> Vector:
-    """Probabilities of one query over the keys it may see; the scale is 1/√2."""
-    return softmax([math.fsum(a * b for a, b in zip(query, key, strict=True)) / math.sqrt(2) for key in keys])
+    """Probabilities of one query over the keys it may see."""
+    return softmax(_logits(query, keys))
+
+
+def _logits(query: Vector, keys: Matrix) -> Vector:
+    """Products over the root of the head's size."""
+    return [math.fsum(a * b for a, b in zip(query, key, strict=True)) / math.sqrt(2) for key in keys]
+
+
+def attention(layer: int, states: Matrix, positions: Sequence[int]) -> Matrix:
+    """What every row reads from the rows up to itself (RR-BLOCK-003), before the output projection."""
+    name = f"layers.{layer}."
+    queries, keys = queries_keys(layer, states, positions)
+    normed = [rms_norm(WEIGHTS[name + "input_layernorm.weight"], x) for x in states]
+    values = [product(WEIGHTS[name + "self_attn.v_proj.weight"], x) for x in normed]
+    mixed = []
+    for row, query in enumerate(queries):
+        seen = attend(query, keys[: row + 1])
+        mixed.append(
+            [math.fsum(p * value[c] for p, value in zip(seen, values, strict=False)) for c in range(2)]
+        )
+    return mixed
+
+
+def mlp(layer: int, x: Vector) -> Vector:
+    """SwiGLU of a normed state."""
+    gate, up = (product(WEIGHTS[f"layers.{layer}.mlp.{part}_proj.weight"], x) for part in ("gate", "up"))
+    inner = [g / (1 + math.exp(-g)) * u for g, u in zip(gate, up, strict=True)]
+    return product(WEIGHTS[f"layers.{layer}.mlp.down_proj.weight"], inner)
 
 
 def block(layer: int, states: Matrix, positions: Sequence[int]) -> Matrix:
-    """RR-BLOCK-006, causal in the order of the rows (RR-BLOCK-003)."""
-    name = f"layers.{layer}."
-    queries, keys = queries_keys(layer, states, positions)
-    values = [
-        product(
-            WEIGHTS[name + "self_attn.v_proj.weight"], rms_norm(WEIGHTS[name + "input_layernorm.weight"], x)
-        )
-        for x in states
-    ]
+    """RR-BLOCK-006 on the rows that run."""
     after = []
-    for row, x in enumerate(states):
-        seen = attend(queries[row], keys[: row + 1])
-        mixed = [math.fsum(p * value[c] for p, value in zip(seen, values, strict=False)) for c in range(2)]
-        x = [a + b for a, b in zip(x, product(WEIGHTS[name + "self_attn.o_proj.weight"], mixed), strict=True)]
-        normed = rms_norm(WEIGHTS[name + "post_attention_layernorm.weight"], x)
-        gate, up = (product(WEIGHTS[f"{name}mlp.{part}_proj.weight"], normed) for part in ("gate", "up"))
-        inner = [g / (1 + math.exp(-g)) * u for g, u in zip(gate, up, strict=True)]
+    for x, mixed in zip(states, attention(layer, states, positions), strict=True):
+        x = _plus(x, product(WEIGHTS[f"layers.{layer}.self_attn.o_proj.weight"], mixed))
         after.append(
-            [a + b for a, b in zip(x, product(WEIGHTS[name + "mlp.down_proj.weight"], inner), strict=True)]
+            _plus(x, mlp(layer, rms_norm(WEIGHTS[f"layers.{layer}.post_attention_layernorm.weight"], x)))
         )
     return after
+
+
+def _plus(x: Vector, y: Vector) -> Vector:
+    return [a + b for a, b in zip(x, y, strict=True)]
 
 
 def route() -> tuple[Plan, list[Matrix], list[tuple[Vector, list[int]]]]:
@@ -150,7 +168,7 @@ def tables() -> dict[str, str]:
         back = [v for v in selected if v not in before] if number > 1 else []
         cells = [
             *(f"{score:.4f}" for score in scores),
-            *(", ".join(map(str, v)) or "–" for v in (selected, deferred, back)),
+            *(", ".join(map(str, v)) or "none" for v in (selected, deferred, back)),
         ]
         made.append(f"| {number} | {request.stages[number].first} | {' | '.join(cells)} |")
         before = set(selected)
@@ -162,13 +180,44 @@ def tables() -> dict[str, str]:
     ]
     return {
         "states": "\n".join([head, *lines]),
+        "one row": _one_row(),
         "decisions": "\n".join(made),
+        "first decision": "\n".join([head, *_first_decision(states[1])]),
         "outputs": "\n".join([head, *outputs]),
     }
 
 
+def _one_row() -> str:
+    """Row 1 through block 0, a line per step."""
+    first, x = (rms_norm([1, 1], state) for state in EMBEDDINGS[:2])
+    queries, keys = queries_keys(0, EMBEDDINGS[:2], range(2))
+    mixed = attention(0, EMBEDDINGS[:2], range(2))[1]
+    after = _plus(EMBEDDINGS[1], mixed)
+    normed = rms_norm([1, 1], after)
+    steps = [
+        ("normed states of rows 0 and 1", f"({_pair(first)}) and ({_pair(x)})"),
+        ("query of row 1, turned by one radian", f"({_pair(queries[1])})"),
+        ("keys of rows 0 and 1, turned by 0 and 1", f"({_pair(keys[0])}) and ({_pair(keys[1])})"),
+        ("logits", _pair(_logits(queries[1], keys))),
+        ("probabilities", _pair(attend(queries[1], keys))),
+        ("weighted values, which `o_proj` leaves as they are", f"({_pair(mixed)})"),
+        ("state after attention", f"({_pair(after)})"),
+        ("its norm", f"({_pair(normed)})"),
+        ("MLP: silu of the first channel, times the first channel", f"({_pair(mlp(0, normed))})"),
+        ("X^1 of row 1", f"({_pair(_plus(after, mlp(0, normed)))})"),
+    ]
+    return "\n".join(["| step | value |", "|---|---|", *(f"| {step} | {value} |" for step, value in steps)])
+
+
+def _first_decision(states: Matrix) -> list[str]:
+    """Logits and probabilities of the asking row over all rows at block 1."""
+    queries, keys = queries_keys(1, states, range(len(states)))
+    lines = (("logit", _logits(queries[-1], keys)), ("probability", attend(queries[-1], keys)))
+    return [f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |" for name, values in lines]
+
+
 def _pair(x: Vector) -> str:
-    return ", ".join(f"{value:.4f}".replace("-", "−") for value in x)
+    return ", ".join(f"{value:.4f}" for value in x)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,6 @@ def _trace(b: int, trace: Any, request: Plan) -> RoutingTrace:
         raise MalformedError(f"request {b}: trace cannot be read as data ({error})") from None
     if problem is not None:
         raise MalformedError(f"request {b}: trace{problem.json_path[1:]}: {problem.message}")
-    decided = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
-    found = [(record.stage, record.layer) for record in read.decisions]
-    if found != decided:
-        raise MalformedError(f"request {b}: decisions at (stage, layer) {found}, the plan has {decided}")
     for record in read.decisions:
         if len(record.scores) != len(record.pool):
             counts = f"{len(record.scores)} scores of {len(record.pool)} candidates"

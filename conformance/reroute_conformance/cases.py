@@ -68,6 +68,21 @@ class SelectCase(Case):
 
 
 @dataclass(frozen=True)
+class ConfigCase(Case):
+    """A schedule as data, right or wrong, and the layout of a request: ``t`` and ``v`` rows."""
+
+    kind: ClassVar[str] = "config"
+    schedule: dict[str, Any] = field(default_factory=dict)
+    num_layers: int = 1
+    layout: str = "t"
+    images: list[int] = field(default_factory=list)
+
+    def visual(self) -> list[bool]:
+        """A flag per row."""
+        return [letter == "v" for letter in self.layout]
+
+
+@dataclass(frozen=True)
 class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
@@ -165,6 +180,24 @@ class DecoderCase(RoutedCase):
 
 
 @dataclass(frozen=True)
+class GivenCase(DecoderCase):
+    """One request through a canonical decoder whose numbers are all given, for cases that were worked out by hand."""
+
+    kind: ClassVar[str] = "given"
+    embeddings: list[list[float]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)  # nested lists by name
+
+    def inputs(self) -> dict[str, Any]:
+        """The embeddings, of which ``rows`` says which are visual."""
+        visual = torch.tensor([[letter == "v" for letter in self.rows[0].layout]])
+        embeds = torch.tensor([self.embeddings], dtype=torch.float32)
+        return {"inputs_embeds": embeds, "visual_mask": visual, "attention_mask": visual.long() * 0 + 1}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: torch.tensor(values, dtype=torch.float32) for name, values in self.weights.items()}
+
+
+@dataclass(frozen=True)
 class LlavaCase(RoutedCase):
     """A batch through the tiny LLaVA, its images noise, or through its real processor with the drawn picture."""
 
@@ -210,7 +243,9 @@ class LlavaCase(RoutedCase):
         )
 
 
-KINDS: dict[str, type[Case]] = {case.kind: case for case in (SelectCase, DecoderCase, LlavaCase)}
+KINDS: dict[str, type[Case]] = {
+    case.kind: case for case in (SelectCase, ConfigCase, DecoderCase, GivenCase, LlavaCase)
+}
 
 
 def load_case(data: Mapping[str, Any]) -> Case:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_cost
+from . import cli_cost, cli_rules
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_cost.app)
+app.add_typer(cli_rules.app)
 
 _Target = Annotated[
     str,
@@ -227,11 +228,14 @@ def _print_report(report: Report, path: Path) -> None:
 
 
 def _print_failures(console: Console, report: Report) -> None:
+    from reroute_spec.rules import rules
+
     for result in report.results:
         if result.failure is not None:
             violation = result.failure.violation
             console.print(f"[red]{_title(violation.rule)}[/]")
             console.print(f"  {violation.where}: {violation.detail}", markup=False)
+            console.print(f"  check: {rules()[violation.rule].check}", markup=False)
             if result.failure.replay:
                 console.print(f"  replay: {result.failure.replay}", markup=False)
             console.print()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from reroute_reference import run
-from reroute_reference.inputs import read_prompts
+from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import as_decoder
 from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
 
@@ -21,6 +21,8 @@ from .cases import RoutedCase
 from .protocol import Target
 from .requests import RequestJudge
 from .verdict import Verdict
+
+_NO_MARGIN = {"margin": None, "margin_of_scores": None}
 
 
 def judge(case: RoutedCase, target: Target) -> Verdict:
@@ -61,9 +63,7 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
         case.model(), case.inputs(), schedule, decisions=deepcopy(case.decisions), continuation=given
     )
     narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
-    decoder = as_decoder(narrow, None)
-    prompts = read_prompts(decoder, inputs)
-    plans = [plan(schedule, decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts]
+    prompts, plans = read_case(case)
     answers = read_answers(observed, plans, decoded=continuation is not None)
     if not all(
         _check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
@@ -77,6 +77,15 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
         tokens = None if continuation is None else continuation[b]
         RequestJudge(b, case, answer, plans[b], models, outputs, verdict).judge(tokens)
     return verdict
+
+
+def read_case(case: RoutedCase) -> tuple[list[Prompt], list[Plan]]:
+    """Every request of a batch, and its plan."""
+    decoder = as_decoder(case.reference_model(torch.float32), None)
+    prompts = read_prompts(decoder, case.inputs())
+    return prompts, [
+        plan(case.routing(), decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts
+    ]
 
 
 def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
@@ -96,35 +105,45 @@ def _check_trace(
 ) -> bool:
     """Whether rows, pools and budgets are the plan's: only then can the target's decisions be replayed."""
     schedule, where, rows = case.routing(), f"request {b}", request.num_rows
-    detail = f"{trace.num_rows} rows, expected {rows}"
-    names: dict[str, Any] = {"num_rows": trace.num_rows, "S": rows}
-    if not verdict.require(
-        "RR-POOL-006", where, detail, request=b, counts=False, margin=None, margin_of_scores=None, **names
-    ):
-        return False
-    detail = f"routable rows: {first_difference(request.visual_rows, trace.visual_rows)}"
-    if not verdict.require(
-        "RR-POOL-001", where, detail, request=b, S=rows, visual_rows=trace.visual_rows
-    ) or not verdict.require(
-        "RR-POOL-002", where, detail, request=b, S=rows, visual=visual, visual_rows=trace.visual_rows
-    ):
-        return False
+    made = [(record.stage, record.layer) for record in trace.decisions]
+    due = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
+    layers = [decision.layer for decision in schedule.decisions]
+    ran = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "S": rows}
+    found = first_difference(request.visual_rows, trace.visual_rows)
+    decided = (
+        f"decisions at (stage, layer) {made}, the plan has {due}; rows cached per block {list(trace.kv_rows)}"
+    )
+    counted = f"{trace.num_rows} rows, expected {rows}; {decided}"
+    rules: list[tuple[str, str, bool, dict[str, Any]]] = [
+        ("RR-CFG-009", decided, not layers, {"layers": layers, **ran}),
+        ("RR-BUD-002", decided, not request.num_visual, {"N": request.num_visual, **ran}),
+        (
+            "RR-POOL-006",
+            counted,
+            False,
+            {"num_rows": trace.num_rows, "recorded": made, "planned": due, **_NO_MARGIN, "S": rows},
+        ),
+        ("RR-POOL-001", f"routable rows: {found}", True, {"S": rows, "visual_rows": trace.visual_rows}),
+        (
+            "RR-POOL-002",
+            f"routable rows: {found}",
+            True,
+            {"S": rows, "visual_rows": trace.visual_rows, "visual": visual},
+        ),
+    ]
+    for rule, detail, applies, names in rules:
+        if not verdict.require(rule, where, detail, request=b, counts=applies, **names):
+            return False
     previous: Sequence[int] = range(request.num_visual)
-    decided = [stage for stage in request.stages if stage.index > 0]
-    for stage, record in zip(decided, trace.decisions, strict=True):
+    stages = [stage for stage in request.stages if stage.index > 0]
+    for stage, record in zip(stages, trace.decisions, strict=True):
         if not _check_decision(b, case, request, stage, record, previous, verdict):
             return False
         previous = record.selected
     detail = f"rows cached per block: {first_difference(request.kv_rows, trace.kv_rows)}"
-    for cached, ran in zip(trace.kv_rows, request.kv_rows, strict=True):
-        if not verdict.require("RR-KV-001", where, detail, request=b, cached_rows=cached, rows_run=ran):
-            return False
-    names = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "S": rows}
-    layers = [decision.layer for decision in schedule.decisions]
-    return verdict.require(
-        "RR-CFG-009", where, detail, request=b, counts=not layers, layers=layers, **names
-    ) and verdict.require(
-        "RR-BUD-002", where, detail, request=b, counts=not request.num_visual, N=request.num_visual, **names
+    return all(
+        verdict.require("RR-KV-001", where, detail, request=b, cached_rows=cached, rows_run=run_)
+        for cached, run_ in zip(trace.kv_rows, request.kv_rows, strict=True)
     )
 
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
-from reroute_reference import CanonicalDecoder, routing
-from reroute_reference.score import attention_scores
-from reroute_spec import Schedule, ScoreRule
-from reroute_spec.budget import parse_keep
 from reroute_spec.errors import unknown
-from reroute_spec.plan import Plan
-from torch import Tensor, nn
 
-from .protocol import Model
+from . import faults as f
 from .targets import ReferenceTarget
-
-_score, _routed_block, _extend = routing.score, routing.routed_block, routing.extend
 
 
 @dataclass(frozen=True)
@@ -44,212 +35,151 @@ class Mutant:
     target: type[ReferenceTarget] = ReferenceTarget
 
 
-def _order_by(key: Callable[[float, int], Any]) -> Callable[..., list[int]]:
-    def select(scores: Sequence[float], k: int) -> list[int]:
-        return sorted(sorted(range(len(scores)), key=lambda i: key(scores[i], i))[:k])
-
-    return select
+def _selection(name: str, rule: str, key: Any) -> Mutant:
+    return Mutant(name, rule, "select", f.selecting(f.refusing_nan(f.order_by(key))))
 
 
-def _selecting(select: Callable[..., list[int]]) -> dict[str, Any]:
-    return {"reroute_spec.trace.select": select, "reroute_conformance.targets.select": select}
+def _routing(name: str, rule: str, check: str, **functions: Any) -> Mutant:
+    return Mutant(
+        name, rule, check, {f"reroute_reference.routing.{at}": put for at, put in functions.items()}
+    )
 
 
-def _refusing_nan(select: Callable[..., list[int]]) -> Callable[..., list[int]]:
-    from reroute_spec.select import select as right
-
-    def wrapped(scores: Sequence[float], k: int) -> list[int]:
-        right(scores, k)
-        return select(scores, k)
-
-    return wrapped
+def _budget(name: str, rule: str, check: str, rows: Any) -> Mutant:
+    return Mutant(name, rule, check, {"reroute_spec.plan.budget": f.wrong_budget(rows)})
 
 
-class _FirstRowDecides(ReferenceTarget):
-    """Row 0's decision for the whole batch, as far as its ordinals fit the other rows' budgets."""
-
-    def run(
-        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any
-    ) -> list[dict[str, Any]]:
-        own = super().run(model, inputs, schedule, **rest)
-        first = own[0]["trace"]
-        shared = [
-            [r.selected for r in (first if _same_shape(first, row["trace"]) else row["trace"]).decisions]
-            for row in own
-        ]
-        return super().run(model, inputs, schedule, **{**rest, "decisions": shared})
+def _network(name: str, rule: str, patches: dict[str, Any]) -> Mutant:
+    return Mutant(
+        name, rule, "budgets", {f"reroute_reference.decoder.{at}": put for at, put in patches.items()}
+    )
 
 
-def _same_shape(a: Any, b: Any) -> bool:
-    return len(a.visual_rows) == len(b.visual_rows)
+def _decode(name: str, rule: str, extend: Any) -> Mutant:
+    return Mutant(name, rule, "trace-cache", {"reroute_reference.model.extend": extend})
 
 
-class _LeakingTarget(ReferenceTarget):
-    """A text-only request sees something of the request with images before it: here, the mean of its logits."""
-
-    def __init__(self) -> None:
-        self.left_behind: Tensor | None = None
-
-    def run(
-        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any
-    ) -> list[dict[str, Any]]:
-        observed = super().run(model, inputs, schedule, **rest)
-        if any(row["trace"].visual_rows for row in observed):
-            self.left_behind = observed[0]["logits"].mean()
-        elif self.left_behind is not None and isinstance(model, nn.Module):
-            for row in observed:
-                row["logits"] = row["logits"] + self.left_behind
-        return observed
+def _answers(name: str, rule: str, check: str, target: type[ReferenceTarget]) -> Mutant:
+    return Mutant(name, rule, check, {}, target)
 
 
-def _deferred_through_mlp(decoder: Any, layer: int, hidden: Tensor, active: list[int], *rest: Any) -> Tensor:
-    """A whole block on deferred rows that skip attention alone."""
-    routed = _routed_block(decoder, layer, hidden, active, *rest)
-    deferred = sorted(set(range(hidden.shape[0])) - set(active))
-    if deferred and isinstance(decoder, CanonicalDecoder):
-        name = f"layers.{layer}."
-        gate, up, down = (decoder.weights[f"{name}mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
-        weight = decoder.weights[name + "post_attention_layernorm.weight"]
-        normed = F.rms_norm(hidden[deferred], weight.shape, weight, decoder.config.rms_norm_eps)
-        routed[deferred] = hidden[deferred] + (F.silu(normed @ gate.T) * (normed @ up.T)) @ down.T
-    elif deferred:
-        block = decoder.blocks[layer]
-        routed[deferred] = hidden[deferred] + block.mlp(block.post_attention_layernorm(hidden[deferred]))
-    return routed
+def _asks(name: str, rule: str, check: str, change: Any) -> Mutant:
+    return _answers(name, rule, check, f.of_another_schedule(change))
 
 
-def _renumbered(
-    decoder: Any, layer: int, hidden: Tensor, active: list[int], cos: Tensor, sin: Tensor, cache: Any
-) -> Tensor:
-    cos, sin = cos.clone(), sin.clone()
-    cos[active], sin[active] = cos[: len(active)].clone(), sin[: len(active)].clone()
-    return _routed_block(decoder, layer, hidden, active, cos, sin, cache)
+def _no_rope(given: dict[str, Any], name: str, value: float) -> Any:
+    return torch.full_like(given[name], value)
 
 
-def _all_rows_cached(decoder: Any, layer: int, hidden: Tensor, active: list[int], *rest: Any) -> Tensor:
-    routed = _routed_block(decoder, layer, hidden, list(range(hidden.shape[0])), *rest)
-    deferred = sorted(set(range(hidden.shape[0])) - set(active))
-    routed[deferred] = hidden[deferred]
-    return routed
+def _mends(name: str, rule: str, change: Any) -> Mutant:
+    return _answers(name, rule, "config", f.of_other_data(change))
 
 
-def _score_with(**changed: Callable[..., Any]) -> Callable[..., list[float]]:
-    names = ("decoder", "request", "schedule", "layer", "hidden", "cos", "sin", "alive", "pool")
-
-    def score(*args: Any) -> list[float]:
-        given = dict(zip(names, args, strict=True))
-        return _score(**{**given, **{name: change(given) for name, change in changed.items()}})
-
-    return score
-
-
-def _visual_and_last(given: dict[str, Any]) -> list[int]:
-    request: Plan = given["request"]
-    return [row for row in given["alive"] if row in request.visual_rows or row == request.num_rows - 1]
-
-
-def _rounded(keep: Any, n: int, *, min_keep: int = 1, pool: int | None = None) -> int:
-    exact = parse_keep(keep)
-    rows = exact if isinstance(exact, int) else round(exact * n)
-    return min(n if pool is None else pool, max(min_keep, rows))
-
-
-def _float_budget(keep: Any, n: int, *, min_keep: int = 1, pool: int | None = None) -> int:
-    exact = parse_keep(keep)
-    rows = exact if isinstance(exact, int) else int(float(exact) * n)
-    return min(n if pool is None else pool, max(min_keep, rows))
-
-
-def _in_half_precision(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule) -> Tensor:
-    return attention_scores(query.half().to(query.dtype), keys.half().to(keys.dtype), scaling, rule)
-
-
-def _decode_at_cache_length(decoder: Any, cache: Any, embeddings: Tensor) -> Tensor:
-    cache.next_position = cache.rows(decoder.num_layers - 1)
-    return _extend(decoder, cache, embeddings)
-
-
-class _RemovesForGood(ReferenceTarget):
-    """Deferred rows are never candidates again."""
-
-    def run(
-        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any
-    ) -> list[dict[str, Any]]:
-        return super().run(model, inputs, replace(schedule, pool="survivors"), **rest)
-
-
-_ROUTING = "reroute_reference.routing."
 MUTANTS = (
-    Mutant(
-        "higher-ordinal-wins-ties",
-        "RR-SEL-003",
-        "select",
-        _selecting(_refusing_nan(_order_by(lambda s, i: (-s, -i)))),
+    _mends("unknown-field-ignored", "RR-CFG-001", lambda data: data.pop("budget", None)),
+    _mends(
+        "layers-sorted",
+        "RR-CFG-002",
+        lambda data: data["decisions"].sort(key=lambda decision: decision["layer"]),
     ),
-    Mutant(
-        "lowest-scores", "RR-SEL-001", "select", _selecting(_refusing_nan(_order_by(lambda s, i: (s, i))))
-    ),
+    _mends("layer-from-the-end", "RR-CFG-003", f.each_decision(f.layer_from_the_end)),
+    _mends("ratio-capped", "RR-CFG-004", f.each_decision(f.ratio_capped)),
+    _mends("float-read-as-decimal", "RR-CFG-005", f.each_decision(f.float_read)),
+    _mends("pool-of-delete-ignored", "RR-CFG-006", f.pool_of_delete),
+    _mends("renumber-of-reroute-ignored", "RR-CFG-007", f.positions_preserved),
+    _answers("refuses-without-a-field", "RR-CFG-008", "config", f.RefusesWithoutAField),
+    _asks("decides-without-decisions", "RR-CFG-009", "budgets", f.decides_anyway),
+    _answers("empty-decisions-recorded", "RR-BUD-002", "trace", f.of_other_answers(f.empty_decisions)),
+    _selection("higher-ordinal-wins-ties", "RR-SEL-003", lambda s, i: (-s, -i)),
+    _selection("lowest-scores", "RR-SEL-001", lambda s, i: (s, i)),
+    _selection("negative-zero-below-zero", "RR-SEL-002", lambda s, i: (-s, math.copysign(1, s) < 0, i)),
+    Mutant("best-first", "RR-SEL-004", "select", f.selecting(f.refusing_nan(f.best_first))),
     Mutant(
         "nan-accepted",
         "RR-SEL-005",
         "select-nan",
-        _selecting(_order_by(lambda s, i: (math.inf if math.isnan(s) else -s, i))),
+        f.selecting(f.order_by(lambda s, i: (math.inf if math.isnan(s) else -s, i))),
     ),
-    Mutant(
-        "negative-zero-below-zero",
-        "RR-SEL-002",
-        "select",
-        _selecting(_refusing_nan(_order_by(lambda s, i: (-s, math.copysign(1, s) < 0, i)))),
+    _budget("k-rounded", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
+    _budget("budget-in-binary-floats", "RR-BUD-001", "budgets", lambda keep, n, pool: int(float(keep) * n)),
+    _budget("keep-all", "RR-BUD-001", "budgets", lambda keep, n, pool: n),
+    _budget(
+        "ratio-of-survivors", "RR-BUD-004", "trace-delete", lambda keep, n, pool: math.floor(keep * pool)
     ),
-    Mutant("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", {}, _FirstRowDecides),
-    Mutant(
-        "deferred-rows-through-the-mlp",
-        "RR-BLOCK-001",
-        "route",
-        {_ROUTING + "routed_block": _deferred_through_mlp},
-    ),
-    Mutant(
-        "positions-renumbered-after-compaction",
-        "RR-BLOCK-002",
-        "route",
-        {_ROUTING + "routed_block": _renumbered},
-    ),
-    Mutant(
-        "kv-rows-for-the-full-length", "RR-KV-001", "route", {_ROUTING + "routed_block": _all_rows_cached}
-    ),
-    Mutant("remove-instead-of-defer", "RR-POOL-003", "trace", {}, _RemovesForGood),
-    Mutant("k-rounded", "RR-BUD-001", "budgets", {"reroute_spec.plan.budget": _rounded}),
-    Mutant("budget-in-binary-floats", "RR-BUD-001", "budgets", {"reroute_spec.plan.budget": _float_budget}),
-    Mutant(
-        "scores-in-half-precision",
-        "RR-SCORE-003",
+    _asks("spans-ignored", "RR-BUD-003", "llava", lambda schedule: replace(schedule, scope="request")),
+    _routing("last-row-routable", "RR-POOL-001", "llava", plan=f.last_row_routable),
+    _routing("first-image-only", "RR-POOL-002", "llava", plan=f.first_image_only),
+    _asks(
+        "remove-instead-of-defer",
+        "RR-POOL-003",
         "trace",
-        {_ROUTING + "attention_scores": _in_half_precision},
+        lambda schedule: replace(schedule, pool="survivors"),
     ),
-    Mutant(
+    _asks(
+        "removed-rows-come-back",
+        "RR-POOL-004",
+        "trace-delete",
+        lambda schedule: replace(schedule, action="reroute", pool="all"),
+    ),
+    _routing("everything-re-enters", "RR-POOL-005", "trace", record=f.everything_reenters),
+    Mutant("margin-not-relative", "RR-POOL-006", "trace", {"reroute_spec.trace.margin": f.absolute_margin}),
+    _routing(
         "score-without-rope",
         "RR-SCORE-001",
         "trace",
-        {
-            _ROUTING + "score": _score_with(
-                cos=lambda given: torch.ones_like(given["cos"]),
-                sin=lambda given: torch.zeros_like(given["sin"]),
-            )
-        },
+        score=f.score_with(cos=lambda g: _no_rope(g, "cos", 1.0), sin=lambda g: _no_rope(g, "sin", 0.0)),
     ),
-    Mutant(
-        "softmax-over-visual-rows-only",
-        "RR-SCORE-002",
+    _routing(
+        "score-of-the-block-before",
+        "RR-SCORE-001",
+        "budgets",
+        score=f.score_with(layer=lambda given: max(given["layer"] - 1, 0)),
+    ),
+    _routing(
+        "softmax-over-visual-rows-only", "RR-SCORE-002", "trace", score=f.score_with(alive=f.visual_and_last)
+    ),
+    _routing("scores-in-half-precision", "RR-SCORE-003", "trace", attention_scores=f.in_half_precision),
+    _routing("largest-head", "RR-SCORE-004", "trace", attention_scores=f.largest_head),
+    _routing("stale-scores", "RR-SCORE-008", "trace-again", score=f.stale_scores()),
+    _routing(
+        "row-before-the-last-asks",
+        "RR-SCORE-009",
         "trace",
-        {_ROUTING + "score": _score_with(alive=_visual_and_last)},
+        score=f.score_with(alive=lambda given: given["alive"][:-1]),
     ),
-    Mutant(
-        "decode-position-from-cache-length",
-        "RR-KV-004",
-        "trace-cache",
-        {"reroute_reference.model.extend": _decode_at_cache_length},
+    _routing("deferred-rows-through-the-mlp", "RR-BLOCK-001", "route", routed_block=f.deferred_through_mlp),
+    _routing("positions-renumbered-after-compaction", "RR-BLOCK-002", "route", routed_block=f.renumbered),
+    _routing("attention-in-two-windows", "RR-BLOCK-003", "route", routed_block=f.in_two_windows),
+    _network(
+        "final-norm-without-weight", "RR-BLOCK-004", {"CanonicalDecoder.final_norm": f.norm_without_weight}
     ),
-    Mutant("state-leaks-to-the-next-request", "RR-KV-006", "llava", {}, _LeakingTarget),
+    _network("rope-of-neighbouring-channels", "RR-BLOCK-005", {"apply_rotary": f.neighbours_paired}),
+    _network("gelu-for-silu", "RR-BLOCK-006", {"F.silu": torch.nn.functional.gelu}),
+    _asks(
+        "bypass-instead-of-delete",
+        "RR-BLOCK-007",
+        "budgets",
+        lambda schedule: replace(schedule, action="reroute"),
+    ),
+    _answers("output-of-survivors-only", "RR-BLOCK-008", "trace", f.of_other_answers(f.survivors_only)),
+    _routing("kv-rows-for-the-full-length", "RR-KV-001", "route", routed_block=f.all_rows_cached),
+    _answers("kv-missing-a-row", "RR-KV-001", "route", f.of_other_answers(f.without_last_key)),
+    _decode("decoded-rows-forgotten", "RR-KV-002", f.decoded_rows_forgotten),
+    _decode("decode-position-from-cache-length", "RR-KV-004", f.decode_at_cache_length),
+    _answers("state-leaks-to-the-next-request", "RR-KV-006", "llava", f.Leaking),
+    _answers("write-back-misplaced", "RR-EQV-001", "example", f.of_other_answers(f.misplaced_write_back)),
+    _routing("delete-renumbers", "RR-EQV-003", "one-decision", routed_block=f.renumbered),
+    _answers("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", f.FirstRowDecides),
+    _answers("padding-counts-as-rows", "RR-EQV-005", "trace-batch", f.PaddingCounts),
+    _asks(
+        "monotone-reroute-by-removal",
+        "RR-EQV-006",
+        "counterexample",
+        lambda schedule: replace(schedule, action="delete", pool="survivors"),
+    ),
+    _answers("given-decisions-ignored", "RR-NUM-003", "route", f.IgnoresReplay),
+    _answers("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", f.of_other_answers(f.noisy)),
+    _answers("raises-on-one-candidate", "RR-ERR-003", "budgets", f.RaisesOnOneVisualRow),
 )
 
 

@@ -31,6 +31,19 @@ class Target(Protocol):
         """Positions of the ``k`` selected of ``scores`` [n], ascending. A NaN score raises."""
         ...
 
+    def plan(
+        self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
+    ) -> Sequence[int]:
+        """Rows that every block runs for a request, from the schedule as plain data (``schemas/schedule.json``).
+
+        Args:
+            schedule: right or wrong. A wrong one raises an error with the attributes ``field`` and ``remedy``.
+            num_layers: blocks of the decoder.
+            visual: a flag per real prompt row.
+            images: feature count of every image, adding up to the flagged rows.
+        """
+        ...
+
     def run(
         self,
         model: Model,

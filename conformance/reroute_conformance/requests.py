@@ -114,6 +114,8 @@ class RequestJudge:
             f"margin {record.margin}, its own scores give {derived.margin}",
             S=self.request.num_rows,
             num_rows=self.answer.trace.num_rows,
+            recorded=[(record.stage, record.layer)],
+            planned=[(stage.index, stage.first)],
             margin=record.margin,
             margin_of_scores=derived.margin,
         )
@@ -149,12 +151,12 @@ class RequestJudge:
                 rows_alive=alive,
             )
             return
+        if stage.index > 0 and stage.last > stage.first:  # its inner blocks are right by their caches
+            self.require("RR-EQV-001", where, lambda: describe(residual), close=close, residual=residual)
         network = stage.index == 0 and bool(self.case.network_rules)
         rule = "RR-BLOCK-006" if network else "RR-BLOCK-003"
         names: dict[str, Any] = {"residual": residual} if network else {"outputs": [residual]}
         self.require(rule, where, lambda: describe(residual), close=close, **names)
-        if stage.index > 0 and stage.last > stage.first:
-            self.require("RR-EQV-001", where, lambda: describe(residual), close=close, residual=residual)
 
     def judge_cache(self, stage: Stage, layer: int, where: str) -> None:
         """What a block cached. A stage's first block has seen nothing but its input, already judged: its keys tell the positions."""
@@ -206,6 +208,9 @@ class RequestJudge:
         logits = self.measured(self.answer.logits, [x[~x.isnan().all(-1)] for x in computed])
         where, rows = "logits [row, vocabulary]", self.request.num_rows
         unrouted = all(stage.kept == self.request.num_visual for stage in self.request.stages)
+        if self.case.network_rules and logits.actual.shape == logits.oracle.shape:
+            # the residual stream has been judged: what is left is the final norm
+            self.require("RR-BLOCK-004", where, lambda: describe(logits), close=close, normed=logits)
         if self.deleting:
             alive = rows - self.request.num_visual + self.request.stages[-1].kept
             self.require(

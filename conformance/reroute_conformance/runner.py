@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
-from reroute_spec import RerouteError
+from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError
-from .cases import Case, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
+from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target
 from .tolerance import AMBIGUOUS_SHARE
@@ -106,8 +108,8 @@ class _Guarded:
 
     def __init__(self, target: Target) -> None:
         self.name, self.profiles = target.name, target.profiles
-        self.select, self.run, self.generate = (
-            _guarded(method) for method in (target.select, target.run, target.generate)
+        self.select, self.plan, self.run, self.generate = (
+            _guarded(method) for method in (target.select, target.plan, target.run, target.generate)
         )
 
 
@@ -266,7 +268,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        fits = LlavaCase if check.profile == "hf" else SelectCase if check.kind == "select" else DecoderCase
+        by_kind = {"select": SelectCase, "config": ConfigCase}
+        fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -277,8 +280,16 @@ def replay_case(path: Path, target: Target) -> Verdict:
 
 
 def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:
-    """The report as JSON lines: a header, one line per check, a footer."""
-    header = {"record": "header", "target": report.target, "profiles": report.profiles, "versions": versions}
+    """The report as JSON lines in the form of ``schemas/report.json``: a header, one line per check, a footer."""
+    header = {
+        "record": "header",
+        "format": "urn:vlm-reroute:report:1",
+        "spec_version": SPEC_VERSION,
+        "rules_digest": sha256(files("reroute_spec").joinpath("rules.json").read_bytes()).hexdigest(),
+        "target": report.target,
+        "profiles": list(report.profiles),
+        "versions": versions,
+    }
     lines: list[dict[str, Any]] = [header]
     for result in report.results:
         line: dict[str, Any] = {
@@ -306,6 +317,7 @@ def describe(failure: Failure) -> dict[str, Any]:
     return {
         "rule": violation.rule,
         "title": rules()[violation.rule].title,
+        "check": rules()[violation.rule].check,
         "where": violation.where,
         "detail": violation.detail,
         "case": None if failure.path is None else str(failure.path),

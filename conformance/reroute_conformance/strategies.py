@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 from reroute_spec import Schedule, plan
 from reroute_spec.budget import parse_keep
 
-from .cases import DecoderCase, LlavaCase, Row, SelectCase, decoder_config
+from .cases import ConfigCase, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
 
 _SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-45, -1e-45, 1.1754943508222875e-38, 1.0, 0.5]
 
@@ -40,6 +41,49 @@ def nan_select_cases(draw: st.DrawFn) -> SelectCase:
     return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=max(1, case.k))
 
 
+_KEEPS: st.SearchStrategy[Any] = st.sampled_from(["0.5", "1/3", "1", "0.0", "2", 1, 3, 0, 2.0, 0.29, True])
+_LAYERS: st.SearchStrategy[Any] = st.sampled_from([0, 1, 2, 3, 5, -1, 1.0, 1.5, True])
+_OPTIONAL: dict[str, list[Any]] = {
+    "pool": ["all", "survivors", "none"],
+    "scope": ["request", "image", 1],
+    "positions": ["preserve", "renumber", ""],
+    "min_keep": [1, 2, 0, 1.0, 1.5, True],
+    "label": ["x", ""],
+    "budget": [1],
+}
+
+
+@st.composite
+def config_cases(draw: st.DrawFn) -> ConfigCase:
+    """Schedules as data, right and wrong in every field, over layouts with several images that may touch."""
+    size = draw(st.integers(0, 3))
+    layers = draw(st.lists(_LAYERS, min_size=size, max_size=size))
+    keeps = draw(st.lists(_KEEPS, min_size=size, max_size=size))
+    if draw(st.booleans()):  # right ones are rare among the others
+        layers = sorted(draw(st.sets(st.integers(0, 3), min_size=size, max_size=size)))
+        keeps = sorted(draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), reverse=True)
+        keeps = [f"0.{keep}" for keep in keeps] if draw(st.booleans()) else keeps
+        if size and draw(st.booleans()):  # with one keep of another kind
+            keeps[draw(st.integers(0, size - 1))] = draw(_KEEPS)
+    data: dict[str, Any] = {"action": draw(st.sampled_from(["reroute", "reroute", "delete", "prune"]))}
+    data["decisions"] = _decisions(layers, keeps)
+    for name in sorted(draw(st.sets(st.sampled_from(sorted(_OPTIONAL)), max_size=2))):
+        data[name] = draw(st.sampled_from(_OPTIONAL[name]))
+    if draw(st.integers(0, 2)) == 2:
+        score = {
+            "source": st.sampled_from(["own", "previous", "next"]),
+            "query": st.sampled_from(["last", "last_n"]),
+            "heads": st.sampled_from(["mean", "max", "min"]),
+            "n": st.sampled_from([1, 2, 0]),
+        }
+        data["score"] = draw(st.fixed_dictionaries({}, optional=score))
+    layout = draw(layouts(max_size=20))
+    visual = layout.count("v")
+    cuts = sorted(draw(st.sets(st.integers(1, max(visual - 1, 1)), max_size=2))) if visual > 1 else []
+    images = [end - start for start, end in zip([0, *cuts], [*cuts, visual], strict=True)] if visual else []
+    return ConfigCase(data, 4, layout, images)
+
+
 @st.composite
 def schedules(
     draw: st.DrawFn, num_layers: int, *, scopes: tuple[str, ...] = ("request",), score_rules: bool = True
@@ -56,7 +100,7 @@ def schedules(
         keeps = sorted(keeps, reverse=True) if action == "delete" else keeps
     data: dict[str, Any] = {
         "action": action,
-        "decisions": [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)],
+        "decisions": _decisions(layers, keeps),
         "scope": draw(st.sampled_from(scopes)),
         "min_keep": draw(st.sampled_from([1, 1, 1, 2])),
     }
@@ -113,6 +157,45 @@ def decoder_cases(
         return case
     decisions = [draw(_choices(schedule, layers, row.layout)) for row in rows]
     return DecoderCase(schedule, rows, case.new_tokens, decisions, None, config, case.seed)
+
+
+@st.composite
+def one_decision_cases(draw: st.DrawFn) -> DecoderCase:
+    """One request, one `reroute` decision that leaves rows out."""
+    keep = draw(st.integers(1, 6) | st.sampled_from(["0.29", "1/2", "1"]))
+    schedule = {"action": "reroute", "decisions": [{"layer": draw(st.integers(0, 2)), "keep": keep}]}
+    return _small_case(draw, schedule)
+
+
+@st.composite
+def reentering_cases(draw: st.DrawFn) -> DecoderCase:
+    """Two or three decisions over all rows, few of which run: later ones score rows that were deferred."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=2, max_size=3)))
+    keeps = [draw(st.integers(1, 3)) for _ in layers]
+    return _small_case(draw, {"action": "reroute", "decisions": _decisions(layers, keeps)}, visual=4)
+
+
+@st.composite
+def shrinking_cases(draw: st.DrawFn) -> DecoderCase:
+    """Two or three `delete` decisions by ratio, or the same by bypass without re-entry."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=2, max_size=3)))
+    keeps = ["3/4", "1/2", "1/4"][-len(layers) :]
+    action = draw(st.sampled_from(["delete", "reroute"]))
+    schedule = {"action": action, "decisions": _decisions(layers, keeps), "pool": "survivors"}
+    return _small_case(draw, schedule, visual=4)
+
+
+def _decisions(layers: list[int], keeps: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)]
+
+
+def _small_case(draw: st.DrawFn, schedule: dict[str, Any], visual: int = 1) -> DecoderCase:
+    """One request of at least ``visual`` routable rows through four blocks."""
+    layout = draw(layouts(max_size=4)) + "v" * visual + draw(layouts("vvt", max_size=6)) + "t"
+    config = decoder_config(4, heads=2, kv_heads=2)
+    return DecoderCase(
+        schedule, [Row(layout, draw(st.integers(0, 999)))], 0, None, None, config, draw(st.integers(0, 7))
+    )
 
 
 @st.composite

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from reroute_reference import CanonicalDecoder, forced_logits, generate, run
-from reroute_spec import RerouteError, Schedule, select
+from reroute_spec import RerouteError, Schedule, plan, select
 from reroute_spec.errors import unknown
 from torch import Tensor, nn
 
@@ -27,6 +27,12 @@ class ReferenceTarget:
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         return select(scores.tolist(), k)
+
+    def plan(
+        self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
+    ) -> Sequence[int]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        return plan(Schedule.from_dict(schedule), num_layers, visual, images).kv_rows
 
     def run(
         self,
@@ -111,7 +117,9 @@ def load_target(name: str) -> Target:
         raise unknown("--target", name, [*points, "mutant:NAME", "package.module:factory"])
     target = _make(name, factory)
     missing = [
-        member for member in ("name", "profiles", "select", "run", "generate") if not hasattr(target, member)
+        member
+        for member in ("name", "profiles", "select", "plan", "run", "generate")
+        if not hasattr(target, member)
     ]
     if missing:
         raise RerouteError(

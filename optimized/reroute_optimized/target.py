@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from reroute_spec import RerouteError, RoutingTrace, Schedule
+from reroute_spec import RerouteError, RoutingTrace, Schedule, plan
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor, nn
 
@@ -41,6 +41,16 @@ class TorchTarget:
         slots = torch.arange(k, device=scores.device)[None]
         places: list[int] = select_places(scores[None], slots)[0].tolist()
         return places
+
+    def plan(
+        self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Rows that every block runs for a request of this layout, from the schedule as plain data.
+
+        Raises:
+            RerouteError: a schedule or layout that is refused.
+        """
+        return plan(Schedule.from_dict(schedule), num_layers, visual, images).kv_rows
 
     @torch.no_grad()
     def run(

@@ -26,7 +26,7 @@ def parse_keep(value: object, field: str = "keep") -> Keep:
             f"{value!r} is a {type(value).__name__}",
             'write a ratio as a string ("0.25") or a row count as an integer (64)',
         )
-    if isinstance(value, float):
+    if isinstance(value, float):  # RR-CFG-005
         if not value.is_integer():
             remedy = (
                 f'write it as the string "{value!r}"'
@@ -49,7 +49,7 @@ def parse_keep(value: object, field: str = "keep") -> Keep:
             )
     else:
         ratio = value
-    if not 0 < ratio <= 1:
+    if not 0 < ratio <= 1:  # RR-CFG-004
         raise RerouteError(
             field, f"the ratio {value} is outside (0, 1]", 'a ratio is a string in (0, 1], "1" keeps all'
         )
@@ -105,5 +105,6 @@ def budget(keep: Keep | str, n: int, *, min_keep: int = 1, pool: int | None = No
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise RerouteError(name, f"{value!r} is no row count", f"give an integer >= {least}")
+    # RR-BUD-001 RR-BUD-004
     rows = exact if isinstance(exact, int) else exact.numerator * n // exact.denominator
     return min(n if pool is None else pool, max(min_keep, rows))

@@ -193,7 +193,7 @@ def decode_cost(
     shared = 2 * weights + sum(_mixing(shape, layer, 1) for layer in linear)
     routed = sum(plan.kv_rows[layer] + decoded + 1 for layer in attending)
     dense = len(attending) * (plan.num_rows + decoded + 1)
-    row_bytes = 2 * shape.key_size * element_bytes
+    row_bytes = 2 * shape.key_size * element_bytes  # RR-BUD-008
     return DecodeCost(
         batch=batch,
         decoded=decoded,

@@ -14,7 +14,7 @@ class RerouteError(ValueError):
     """
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
-        super().__init__(field, problem, remedy)
+        super().__init__(field, problem, remedy)  # RR-ERR-001
         self.field = field
         self.problem = problem
         self.remedy = remedy

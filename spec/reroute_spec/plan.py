@@ -86,7 +86,7 @@ def plan(
     """
     if not isinstance(schedule, Schedule):
         raise RerouteError("schedule", f"is a {type(schedule).__name__}", "give a Schedule")
-    schedule.validate(num_layers)
+    schedule.validate(num_layers)  # before any tensor exists  RR-CFG-008
     if len(visual) == 0:
         raise RerouteError("visual", "is empty", "a prompt has at least one row")
     for row, flag in enumerate(visual):
@@ -94,10 +94,11 @@ def plan(
             raise RerouteError(
                 f"visual[{row}]", f"{flag!r} is a {type(flag).__name__}", "give True or False per row"
             )
-    visual_rows = tuple(row for row, flag in enumerate(visual[:-1]) if flag)
+    visual_rows = tuple(row for row, flag in enumerate(visual[:-1]) if flag)  # RR-POOL-001 RR-POOL-002
     spans = _spans(schedule, visual, len(visual_rows), images)
     text = len(visual) - len(visual_rows)
     stages = _stages(schedule, num_layers, text, spans)
+    # RR-KV-001
     kv_rows = tuple(text + stage.kept for stage in stages for _ in range(stage.first, stage.last + 1))
     return Plan(len(visual), visual_rows, spans, stages, kv_rows)
 
@@ -121,14 +122,15 @@ def _spans(
         )
     spans, start = [], 0
     for count in counts:
-        spans.append(range(start, min(start + count, routable)))
+        spans.append(range(start, min(start + count, routable)))  # RR-BUD-003
         start += count
     return tuple(span for span in spans if len(span))
 
 
 def _stages(schedule: Schedule, num_layers: int, text: int, spans: tuple[range, ...]) -> tuple[Stage, ...]:
     routable = sum(len(span) for span in spans)
-    if routable == 0 or not schedule.decisions:  # nothing to decide: the request runs unrouted (RR-BUD-002)
+    # nothing to decide: the request runs unrouted  RR-BUD-002 RR-CFG-009
+    if routable == 0 or not schedule.decisions:
         return (Stage(0, 0, num_layers - 1, routable),)
     starts = [decision.layer for decision in schedule.decisions]
     ends = [*(start - 1 for start in starts[1:]), num_layers - 1]
@@ -144,7 +146,7 @@ def _stages(schedule: Schedule, num_layers: int, text: int, spans: tuple[range, 
         # U is every row under `reroute`, whatever the pool; under `delete` the rows still there (RR-SCORE-002)
         scored = text + (routable if schedule.action == "reroute" else sum(pools))
         stages.append(Stage(index, first, last, sum(budgets), budgets, pools, scored))
-        if schedule.pool == "survivors":
+        if schedule.pool == "survivors":  # else every row is a candidate again  RR-POOL-003 RR-POOL-004
             pools = budgets
     return tuple(stages)
 

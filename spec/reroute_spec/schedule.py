@@ -49,7 +49,7 @@ def _check_keys(path: str, data: object, known: list[str], required: Sequence[st
     if not isinstance(data, Mapping):
         raise RerouteError(where, f"is a {type(data).__name__}", f"give an object with {', '.join(known)}")
     for key in data:
-        if key not in known:
+        if key not in known:  # RR-CFG-001
             raise unknown(f"{path}.{key}" if path else str(key), key, known)
     for key in required:
         if key not in data:
@@ -150,19 +150,19 @@ class Schedule:
     def _check_decisions(self) -> None:
         for index in range(1, len(self.decisions)):
             before, here = self.decisions[index - 1], self.decisions[index]
-            if here.layer <= before.layer:
+            if here.layer <= before.layer:  # RR-CFG-002
                 raise RerouteError(
                     f"decisions[{index}].layer",
                     f"{here.layer} after {before.layer}",
                     "layers strictly increase from decision to decision",
                 )
-            if isinstance(here.keep, int) != isinstance(before.keep, int):
+            if isinstance(here.keep, int) != isinstance(before.keep, int):  # RR-CFG-004
                 raise RerouteError(
                     f"decisions[{index}].keep",
                     f"{format_keep(here.keep)!r} after {format_keep(before.keep)!r} mixes ratios and row counts",
                     "give every keep as a ratio (string) or every keep as a row count (integer)",
                 )
-            if self.action == "delete" and here.keep > before.keep:
+            if self.action == "delete" and here.keep > before.keep:  # RR-CFG-006
                 raise RerouteError(
                     f"decisions[{index}].keep",
                     f"{format_keep(here.keep)!r} grows from {format_keep(before.keep)!r} under action 'delete'",
@@ -176,7 +176,7 @@ class Schedule:
                 "'all' with action 'delete'",
                 "use 'survivors' (or leave pool out): removed rows are gone",
             )
-        if self.positions == "renumber" and self.action != "delete":
+        if self.positions == "renumber" and self.action != "delete":  # RR-CFG-007
             raise RerouteError(
                 "positions",
                 "'renumber' with action 'reroute'",
@@ -208,13 +208,13 @@ class Schedule:
         """
         _check_int("num_layers", num_layers, 1)
         for index, decision in enumerate(self.decisions):
-            if decision.layer >= num_layers:
+            if decision.layer >= num_layers:  # RR-CFG-003
                 raise RerouteError(
                     f"decisions[{index}].layer",
                     f"{decision.layer} in a decoder of {num_layers} blocks",
                     f"give a block from 0 to {num_layers - 1}",
                 )
-            if attention_layers is not None and decision.layer not in attention_layers:
+            if attention_layers is not None and decision.layer not in attention_layers:  # RR-SCORE-006
                 raise RerouteError(
                     f"decisions[{index}].layer",
                     f"{decision.layer} is a block without plain attention",
@@ -250,7 +250,7 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``from_dict`` reads back to an equal schedule; every field is written."""
-        data: dict[str, Any] = {
+        data: dict[str, Any] = {  # RR-CFG-014
             "action": self.action,
             "decisions": [{"layer": d.layer, "keep": format_keep(d.keep)} for d in self.decisions],
             "score": {f.name: getattr(self.score, f.name) for f in fields(ScoreRule)},

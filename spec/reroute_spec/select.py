@@ -32,12 +32,13 @@ def select(scores: Sequence[float], k: int) -> list[int]:
             raise RerouteError(
                 f"scores[{ordinal}]", f"is a {type(score).__name__}", "give a float per candidate"
             )
-        if math.isnan(score):
+        if math.isnan(score):  # RR-SEL-005
             raise RerouteError(
                 f"scores[{ordinal}]", "is NaN", "a NaN is never ordered; find the block that made it"
             )
+    # RR-SEL-001 RR-SEL-002 RR-SEL-003
     best_first = sorted(range(len(scores)), key=lambda ordinal: (-scores[ordinal], ordinal))
-    return sorted(best_first[:k])
+    return sorted(best_first[:k])  # RR-SEL-004
 
 
 def margin(scores: Sequence[float], selected: Sequence[int]) -> float | None:

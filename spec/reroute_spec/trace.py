@@ -134,9 +134,9 @@ def record(
         pool=tuple(pool),
         scores=tuple(scores),
         selected=tuple(selected),
-        deferred=tuple(ordinal for ordinal in range(plan.num_visual) if ordinal not in chosen),
+        deferred=tuple(ordinal for ordinal in range(plan.num_visual) if ordinal not in chosen),  # RR-POOL-005
         reentered=tuple(ordinal for ordinal in selected if ordinal not in before),
-        margin=min((m for m in margins if m is not None), default=None),
+        margin=min((m for m in margins if m is not None), default=None),  # RR-POOL-006
         would_select=None if would_select is None else tuple(would_select),
     )
 

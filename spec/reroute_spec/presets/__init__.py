@@ -59,13 +59,13 @@ def preset(
     entry = _table()[method]
     published = entry["layers"].get(str(num_layers))
     reference = entry["layers"][str(_REFERENCE_DEPTH)]
-    layers = published or [
+    layers = published or [  # RR-CFG-010
         (2 * layer * num_layers + _REFERENCE_DEPTH) // (2 * _REFERENCE_DEPTH) for layer in reference
     ]
     origin = "published" if published else f"scaled from {_REFERENCE_DEPTH} blocks"
     change = "scaled"
     if attention_layers is not None:
-        snapped = [_snap(name, layer, num_layers, attention_layers) for layer in layers]
+        snapped = [_snap(name, layer, num_layers, attention_layers) for layer in layers]  # RR-CFG-012
         if snapped != layers:
             moved = [f"{old} to {new}" for old, new in zip(layers, snapped, strict=True) if old != new]
             layers, origin = snapped, f"{origin}, snapped to plain attention ({', '.join(moved)})"

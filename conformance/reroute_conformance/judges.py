@@ -1,0 +1,138 @@
+"""What is judged besides a routed run: selections, NaN, sequences of requests, generation, and what two runs must have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from reroute_reference import run as run_reference
+
+from .answers import Answer, read_answers, read_greedy, read_selection, read_tokens
+from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase
+from .judge import judge, read_case
+from .protocol import Target
+from .selection import judge_selection
+from .tolerance import Measured, close, describe, same
+from .verdict import Verdict
+
+
+def judge_select(case: SelectCase, target: Target) -> Verdict:
+    """Integers must match exactly."""
+    verdict, scores = Verdict(), case.scores().tolist()
+    rows = read_selection(target.select(case.scores(), case.k), len(scores))
+    where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"
+    counted: dict[str, Any] = {"keep": case.k, "min_keep": 0, "N": len(scores), "pool": scores}
+    if verdict.require("RR-BUD-001", where, detail, selected=rows, **counted):
+        judge_selection(verdict, where, scores, rows)
+    return verdict
+
+
+def judge_nan(case: SelectCase, target: Target) -> Verdict:
+    """NaN is an error, never a selection."""
+    verdict, scores, rows, raised = Verdict(), case.scores(), None, False
+    try:
+        rows = target.select(case.scores(), case.k)
+    except Exception:
+        raised = True
+    detail = (
+        f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
+    )
+    verdict.require("RR-SEL-005", "select", detail, raised=raised, s=scores.tolist())
+    return verdict
+
+
+def judge_requests(case: LlavaCase, target: Target) -> Verdict:
+    """A text-only request, one with images, then both again on the same model: nothing of one reaches the next."""
+    text_only = LlavaCase(case.schedule, [Row("tttt", 5)], 2, None, None, case.seed, case.attention)
+    verdict = judge(text_only, target)
+    verdict.add(judge(case, target))
+    if verdict.violations:
+        return verdict  # alone it is wrong already
+    for follow_up in (text_only, case):
+        again = judge(follow_up, target)
+        first = next(iter(again.violations), None)
+        where, detail = ("", "") if first is None else (first.where, f"{first.detail} [{first.rule}]")
+        verdict.require(
+            "RR-KV-006", f"a later request: {where}", detail, right=first is None, right_alone=True
+        )
+        verdict.add(Verdict(exercised=again.exercised, decisions=again.decisions, ambiguous=again.ambiguous))
+    return verdict
+
+
+def judge_generation(case: LlavaCase, target: Target) -> Verdict:
+    """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
+    verdict = judge(case, target)
+    if verdict.violations:
+        return verdict  # the first difference is the one to act on
+    model, inputs, count = case.model(), case.inputs(), 6
+    new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
+    rows: Any = target.run(model, inputs, case.routing(), continuation=new[:, :-1].clone())
+    greedy = read_greedy(rows, count)
+    step = int((greedy != new[0]).int().argmax())
+    detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
+    names: dict[str, Any] = {"close": lambda _: True, "decode_logits": None}  # judged before
+    tokens: dict[str, Any] = {"generated": new[0].tolist(), "greedy": greedy.tolist()}
+    verdict.require("RR-KV-002", "generation", detail, **names, **tokens)
+    return verdict
+
+
+def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
+    """The same inputs twice: the same bits."""
+    verdict, (first, second) = Verdict(), (_answers(case, target) for _ in range(2))
+    for b, (one, two) in enumerate(zip(first, second, strict=True)):
+        for name, before, after in (
+            ("logits", one.logits, two.logits),
+            *((f"keys of block {layer}", one.keys[layer], two.keys[layer]) for layer in range(len(one.keys))),
+        ):
+            where = f"request {b}, {name}, run twice"
+            verdict.require(
+                "RR-NUM-004", where, "the bits differ", request=b, same=same, first=before, second=after
+            )
+    return verdict
+
+
+def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:
+    """The same decision as `reroute` and as `delete`: the same rows, and the same logits of the rows that run."""
+    verdict = Verdict()
+    deleting = replace(case, schedule={**case.schedule, "action": "delete"})
+    rerouted, deleted = _answers(case, target)[0], _answers(deleting, target)[0]
+    request = read_case(case)[1][0]
+    choices = [[list(record.selected) for record in answer.trace.decisions] for answer in (rerouted, deleted)]
+    kept = {request.visual_rows[ordinal] for selected in choices[0] for ordinal in selected}
+    active = [row for row in range(request.num_rows) if row in kept or row not in request.visual_rows]
+    computed = (
+        run_reference(
+            case.reference_model(dtype), case.inputs(), case.routing(), decisions=[choices[0]]
+        ).logits[0][active]
+        for dtype in (torch.float32, torch.float64)
+    )
+    logits = Measured(deleted.logits, *computed)
+    verdict.require(
+        "RR-EQV-003",
+        "one decision, logits of the active rows [row, vocabulary]",
+        lambda: f"`reroute` selects {choices[0]}, `delete` {choices[1]}; {describe(logits)}",
+        counts=bool(choices[0]),
+        close=close,
+        selected_reroute=choices[0],
+        selected_delete=choices[1],
+        logits=logits,
+    )
+    return verdict
+
+
+def judge_counterexample(case: GivenCase, target: Target) -> Verdict:
+    """Decisions that part although no row re-enters."""
+    verdict, action = judge(case, target), case.routing().action
+    selected = tuple(list(record.selected) for record in _answers(case, target)[0].trace.decisions)
+    detail = f"`{action}` selects {selected} in the counterexample"
+    if not verdict.require("RR-EQV-006", "the counterexample", detail, action=action, selected=selected):
+        verdict.violations.insert(0, verdict.violations.pop())  # this is the one to act on
+    return verdict
+
+
+def _answers(case: DecoderCase, target: Target) -> list[Answer]:
+    """A run of the target, its form checked."""
+    return read_answers(
+        target.run(case.model(), case.inputs(), case.routing()), read_case(case)[1], decoded=False
+    )
