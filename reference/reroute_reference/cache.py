@@ -40,6 +40,7 @@ class RowCache:
         """Keys and values of block ``layer``, each [K, rows, h]; empty where it has run no row with plain attention."""
         entry = self.storage.layers[layer]
         keys, values = getattr(entry, "keys", None), getattr(entry, "values", None)
+        # a block of linear attention has states, and no rows  RR-BLOCK-011
         return (torch.empty(0, 0, 0),) * 2 if keys is None or values is None else (keys[0], values[0])
 
     def first_position(self, layer: int) -> int:
@@ -72,6 +73,7 @@ class RowCache:
         dropped = -rows if rows <= 0 else self.length - rows
         if dropped == 0:
             return
+        # every block ran the rows since the last routed prefill, and them alone  RR-KV-009
         if dropped >= len(self.reach):
             raise RerouteError(
                 "crop",

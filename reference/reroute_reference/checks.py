@@ -74,6 +74,7 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
         value = inputs.get(name)
         if value is None:
             continue
+        # RR-ERR-005
         right = isinstance(value, Tensor) and value.ndim in ndims and 0 not in value.shape
         if not right or value.is_floating_point() != floating:
             found = (
@@ -126,6 +127,7 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
         token = int(getattr(config, medium.placeholder))
         placeholders = int((inputs["input_ids"] == token).sum())
         rows = _rows_of(medium, config, inputs)
+        # RR-ERR-005
         if sum(rows) != placeholders:
             raise RerouteError(
                 f"inputs[{medium.pixels}]",
@@ -204,4 +206,5 @@ def check_cache(decoder: Decoder, cache: Any, batch: int, schedule: Schedule) ->
                 f"{schedule.positions!r} over a cache of {filled_under!r}",
                 "keep one per session",
             )
+    # each holds its caches, its length and its next position: requests move whole  RR-KV-010
     return list(cache)

@@ -62,7 +62,9 @@ class CanonicalDecoder:
         angle_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         head_dim = self.config.shape.head_dim
         exponents = torch.arange(0, head_dim, 2, dtype=angle_dtype, device=positions.device) / head_dim
+        # RR-BLOCK-012
         taken = positions.expand(3, -1)[self.config.coordinates()].T  # [n, h / 2]
+        # RR-BLOCK-005
         angles = taken.to(angle_dtype) * self.config.rope_theta**-exponents
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
@@ -94,6 +96,7 @@ class CanonicalDecoder:
     ) -> Float[Tensor, "n d"]:
         """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache."""
         name = f"layers.{layer}."
+        # RR-BLOCK-006
         query, key = self.query_key(layer, hidden, cos, sin)
         value = self._heads(f"{name}self_attn.v_proj", self._norm(name + "input_layernorm", hidden))
         keys, values = (x[0] for x in cache.storage.update(key[None], value[None], layer))  # [K, m, h]
@@ -123,6 +126,7 @@ class CanonicalDecoder:
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """RMSNorm over the last axis, inner computation in at least float32 (RR-BLOCK-004)."""
+        # RR-BLOCK-004
         wide = x if x.dtype == torch.float64 else x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
         return self.weights[name + ".weight"] * wide.to(x.dtype)

@@ -225,6 +225,7 @@ def family_of(model: object) -> Family:
         if family.class_name in names:
             return family
     known = ", ".join(family.class_name for family in FAMILIES)
+    # RR-ERR-002
     raise RerouteError("model", f"{type(model).__name__} is not described", f"described families: {known}")
 
 
@@ -267,6 +268,7 @@ def block_kinds(decoder: nn.Module) -> list[str]:
 def check_attention(decoder: nn.Module, kinds: tuple[str, ...] = (PLAIN_ATTENTION,)) -> None:
     """Refuse a decoder with a block of another kind than ``kinds``, by name (RR-SCORE-006)."""
     for layer, kind in enumerate(block_kinds(decoder)):
+        # RR-SCORE-006 RR-ERR-002
         if kind not in kinds:
             problem = f"block {layer} of its text decoder is {kind}"
             raise RerouteError("model", problem, f"every block that is run here is {' or '.join(kinds)}")

@@ -61,6 +61,7 @@ class HuggingFaceDecoder:
         """
         probe: Any = next(self.decoder.parameters())
         if self.mrope:
+            # RR-BLOCK-012
             positions = positions.expand(3, -1)  # a count stands for three equal coordinates
         cos, sin = getattr(self.decoder, self.parts.rotary)(probe, position_ids=positions.unsqueeze(-2))
         return cos[0], sin[0]
@@ -101,6 +102,7 @@ class HuggingFaceDecoder:
 
         A block of linear attention takes them in order after the states in its cache (RR-BLOCK-011).
         """
+        # linear attention takes the rows in order, after the states in the cache  RR-BLOCK-011
         output = self.blocks[
             layer
         ](
@@ -119,6 +121,7 @@ class HuggingFaceDecoder:
             return None
         if self.attention.startswith("flash_attention") or (self.attention == "sdpa" and new in (1, total)):
             return None
+        # a row sees what stands before it alone: rows before the first image are the unrouted ones  RR-EQV-007
         visible = torch.ones(new, total, dtype=torch.bool, device=hidden.device).tril(total - new)
         lowest = torch.finfo(hidden.dtype).min
         return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, lowest)[None, None]

@@ -65,6 +65,7 @@ def read_prompts(
     spans = _spans(decoder, inputs, visual)
     prompts = []
     for row in range(batch):
+        # padding goes here, and takes no further part  RR-EQV-005
         rows = real[row].nonzero()[:, 0]
         positions = torch.arange(len(rows), device=rows.device)
         if given.positions is not None:

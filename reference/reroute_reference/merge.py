@@ -86,6 +86,7 @@ def _as_first_request(model: nn.Module) -> Iterator[None]:
     merger = model if family.merger is None else model.get_submodule(family.merger)
     carried = {name: getattr(merger, name, None) for name in family.carried}
     try:
+        # RR-KV-006
         for name in carried:
             setattr(merger, name, None)
         yield

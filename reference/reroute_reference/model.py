@@ -89,6 +89,7 @@ def run(
     stacked = torch.stack(hidden_states)
     logits = decoder.head(stacked)
     labels = inputs.get("labels")
+    # RR-ERR-003
     return RoutedOutput(
         logits=logits,
         loss=None if labels is None else _loss(prompts, logits, labels),
@@ -179,6 +180,7 @@ def _route_batch(
     replays = [None] * len(prompts) if decisions is None else decisions
     earlier = [None] * len(prompts) if caches is None else caches
     turns = zip(prompts, replays, earlier, strict=True)
+    # one request after the other: they are independent  RR-EQV-004
     return prompts, [route(decoder, prompt, schedule, replay, cached) for prompt, replay, cached in turns]
 
 

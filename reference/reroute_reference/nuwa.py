@@ -96,6 +96,7 @@ def second_stage(schedule: Schedule, pillars: int) -> Schedule:
     tier = schedule.label.partition(",")[0].rpartition("-")[2]
     if pillars == TIERS[tier].pillars:
         return schedule
+    # RR-CFG-013
     tenth = tuple(Decision(decision.layer, "1/10") for decision in schedule.decisions)
     return replace(schedule, decisions=tenth, label=f"{schedule.label}, keep 1/10 of {pillars} rows")
 
@@ -113,6 +114,7 @@ def metric(
     )  # [H, P + 1, h]
     wide = torch.promote_types(query.dtype, torch.float32)
     logits = query[:, :1].to(wide) @ keys.to(wide).mT * attention.scale
+    # RR-POOL-007
     summed: Tensor = logits.softmax(dim=-1)[:, 0, 1:].sum(dim=0)
     return summed
 
@@ -130,6 +132,7 @@ def select_pillars(scores: list[float], tier: Tier) -> list[int]:
             candidates += [
                 region[place] for place in select([scores[patch] for patch in region], tier.per_region)
             ]
+    # RR-POOL-008
     candidates.sort()
     return [candidates[place] for place in select([scores[patch] for patch in candidates], tier.pillars)]
 
@@ -143,6 +146,7 @@ def weights(
     patches = torch.arange(len(states), device=states.device)
     grid = torch.stack([patches // _SIDE, patches % _SIDE], dim=-1).to(states.dtype)
     near = 1 - (torch.cdist(grid[pillars], grid) / _REACH).clamp(max=1)
+    # RR-POOL-009
     taken = alike * near
     itself = patches[None, :] == pillars[:, None]
     alone = scores[pillars] >= torch.quantile(scores[pillars], _SELF_QUANTILE)

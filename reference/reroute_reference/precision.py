@@ -20,6 +20,7 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     which follows its inputs.
     """
     widened: Any = copy.deepcopy(model).to(dtype)
+    # the oracle that tolerances and ambiguous rows are measured from  RR-NUM-001 RR-NUM-002
     if dtype == torch.float64:
         widened.set_attn_implementation("sdpa")
         for module in widened.modules():

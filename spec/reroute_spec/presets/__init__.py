@@ -76,6 +76,7 @@ def preset(
             f"{name!r} {change} to {num_layers} blocks would decide at blocks {layers}",
             "give an explicit schedule with distinct layers for such a decoder",
         )
+    # the original methods bring their own score and positions  RR-CFG-013
     changed = entry.get("without_first_stage", {}).get(str(num_layers), {})
     keeps = [changed["keep"]] * len(layers) if "keep" in changed else entry["keep"][tier]
     return Schedule(
