@@ -25,7 +25,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class RoutedOutput:
-    """A routed prefill.
+    """A routed prefill, or a later turn: its rows are then the new ones, and only caches and row counts go on from before.
 
     Attributes:
         logits: [B, S, V]. Under ``reroute`` row i of the padded input stands at i. Under ``delete`` [B, R, V] holds

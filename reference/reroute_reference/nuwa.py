@@ -17,7 +17,7 @@ from reroute_spec import Decision, RerouteError, Schedule, select
 from torch import Tensor, nn
 
 from .checks import check_inputs, features_of
-from .families import VisionTower, vision_tower_of
+from .families import VisionTower, placeholder_mask, vision_tower_of
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
 from .precision import in_precision
@@ -68,13 +68,13 @@ def first_stage(
     features_of(decoder, inputs)
     batch = merged(decoder, inputs)
     chosen = [_image(decoder, tower, pixels[None], TIERS[tier]) for pixels in inputs["pixel_values"]]
-    config: Any = decoder.model.config
+    placeholders = placeholder_mask(decoder.model, inputs["input_ids"])
     real = inputs.get("attention_mask")
     requests = []
     for row, ids in enumerate(inputs["input_ids"]):
         kept = torch.ones_like(ids, dtype=torch.bool) if real is None else real[row].bool()
         columns = kept.nonzero()[:, 0]
-        embeddings, visual = batch.embeddings[row, columns].clone(), ids[columns] == config.image_token_id
+        embeddings, visual = batch.embeddings[row, columns].clone(), placeholders[row, columns]
         patches, left = visual.nonzero()[:, 0], ~visual
         images = len(patches) // _SIDE**2
         for image in range(images):
