@@ -122,8 +122,11 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
         RerouteError: a missing companion, or features that are not as many as the placeholders (RR-ERR-005).
     """
     config: Any = decoder.model.config
+    media = family_of(decoder.model).media
+    if inputs["input_ids"].shape[1] == 1 and all(inputs.get(medium.pixels) is None for medium in media):
+        return []  # one row is never routable; a model may well generate a placeholder's id
     found = []
-    for medium in family_of(decoder.model).media:
+    for medium in media:
         token = int(getattr(config, medium.placeholder))
         placeholders = int((inputs["input_ids"] == token).sum())
         rows = _rows_of(medium, config, inputs)

@@ -130,6 +130,8 @@ def _spans(
     if not isinstance(decoder, HuggingFaceDecoder):
         return [None] * len(visual)
     counts = visual.sum(dim=1).tolist()
+    if visual.shape[1] == 1:
+        return [[1] * n for n in counts]
     if inputs.get("input_ids") is None or inputs.get("mm_encoder_outputs") is not None:
         size = features_per_image(decoder.model)
         return [None if size is None or n % size else [size] * (n // size) for n in counts]

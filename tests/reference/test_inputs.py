@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from reroute_conformance.tiny_qwen import tiny_qwen
-from reroute_reference import run
+from reroute_reference import forced_logits, run
 from reroute_reference.families import PLAIN_ATTENTION, block_kinds, text_decoder_of
 from reroute_spec import Schedule
 from transformers import BatchFeature
@@ -59,6 +59,19 @@ def test_features_made_beforehand_are_taken(family):
     except TypeError as error:  # older releases of transformers cannot be given them
         pytest.skip(str(error))
     assert torch.equal(ours.logits, run(model, batch, zoo.pyramid(family)).logits)
+
+
+@every_family
+def test_a_generated_token_may_be_a_placeholders_id(family):
+    model = zoo.model(family)
+    routing = zoo.pyramid(family, scope="image")
+    start = run(model, zoo.inputs(family, LAYOUT), routing)
+    token = torch.tensor([[model.config.image_token_id]])
+    output = run(model, {"input_ids": token}, routing, cache=start.cache)
+    assert output.traces[0].decisions == ()
+    assert output.cache[0].length == start.cache[0].length + 1
+    forced = start.cache[0].copy()
+    torch.testing.assert_close(output.logits[0], forced_logits(model, forced, token[0]), rtol=1e-4, atol=1e-4)
 
 
 @qwen_family
