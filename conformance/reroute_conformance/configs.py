@@ -15,8 +15,8 @@ from .verdict import Verdict
 
 _CHECKS = {
     "RR-CFG-001": ("data",),
-    "RR-CFG-002": ("layers",),
     "RR-CFG-003": ("layers", "num_layers"),
+    "RR-CFG-002": ("layers",),
     "RR-CFG-004": ("keeps",),
     "RR-CFG-005": ("keeps",),
     "RR-CFG-006": ("action", "pool", "keeps"),

@@ -64,7 +64,7 @@ def config_cases(draw: st.DrawFn) -> ConfigCase:
         keeps = sorted(draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), reverse=True)
         keeps = [f"0.{keep}" for keep in keeps] if draw(st.booleans()) else keeps
         if size and draw(st.booleans()):  # with one keep of another kind
-            keeps[draw(st.integers(0, size - 1))] = draw(_KEEPS)
+            keeps[draw(st.integers(0, size - 1))] = draw(st.sampled_from([0.29, 0.5]) | _KEEPS)
     data: dict[str, Any] = {"action": draw(st.sampled_from(["reroute", "reroute", "delete", "prune"]))}
     data["decisions"] = _decisions(layers, keeps)
     for name in sorted(draw(st.sets(st.sampled_from(sorted(_OPTIONAL)), max_size=2))):
