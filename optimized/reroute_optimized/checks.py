@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .decoder import Decoder
 from .masks import check_implementation
 
+_TEXT_DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
+"""Described text decoders that this path runs: more are described than are built here."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
@@ -22,6 +24,12 @@ def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> No
     Raises:
         RerouteError: naming the field of the schedule, or the model.
     """
+    if decoder.names.class_name not in _TEXT_DECODERS:
+        raise RerouteError(
+            "model",
+            f"{family.name} ({decoder.names.class_name}) is not run by backend 'torch' yet",
+            f"text decoders that are: {', '.join(_TEXT_DECODERS)}; or use the reference",
+        )
     if schedule.score.source == "previous":
         raise RerouteError(
             "score.source", "'previous' is not run by backend 'torch'", "use 'own', or the reference"

@@ -1,10 +1,12 @@
 """The reference: slow, readable PyTorch that runs real transformers models and says what routing is.
 
-Read it in the order data meets it: ``inputs`` (prompts from a batch), ``routing`` (the method), ``score``, ``decoder``
-or ``huggingface`` (the blocks), ``cache``.
+Read it in the order data meets it: ``model`` (the front door), ``checks`` (refusals), ``merge`` and ``inputs`` (prompts from
+a batch), ``routing`` (the method), ``score``, ``huggingface`` or ``decoder`` (the blocks), ``cache``. ``families`` describes
+models, ``nuwa`` is Nüwa's first stage.
 """
 
+from .cache import RowCache
 from .decoder import CanonicalDecoder
 from .model import RoutedOutput, forced_logits, generate, run
 
-__all__ = ["CanonicalDecoder", "RoutedOutput", "forced_logits", "generate", "run"]
+__all__ = ["CanonicalDecoder", "RoutedOutput", "RowCache", "forced_logits", "generate", "run"]

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from reroute_spec import RerouteError
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor
+from transformers import DynamicCache
 
 from .cache import RowCache
+from .families import PLAIN_ATTENTION
 from .score import apply_rotary
 
 
@@ -37,21 +39,33 @@ class CanonicalDecoder:
                 raise RerouteError(f"weights[{name}]", f"has shape {found}", f"expected {shapes.get(name)}")
         self.config = config
         self.num_layers = config.shape.num_layers
+        self.kinds = [PLAIN_ATTENTION] * self.num_layers
+        self.mrope = config.mrope_section is not None
         self.weights = {
             name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
         }
         self.dtype = self.weights["norm.weight"].dtype
 
+    def storage(self) -> DynamicCache:
+        """An empty cache."""
+        return DynamicCache()
+
     def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Embeddings of new tokens."""
         return self.weights["embed_tokens.weight"][tokens]
 
-    def rotary(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
-        """cos and sin of every position; angles in float32, in float64 for the oracle (RR-BLOCK-005)."""
+    def rotary(self, positions: Int[Tensor, "*axes n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
+        """cos and sin of every position; angles in float32, in float64 for the oracle (RR-BLOCK-005).
+
+        Positions are counts [n] or, with M-RoPE, three coordinates [3, n] of which each pair takes one (RR-BLOCK-012).
+        """
         angle_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         head_dim = self.config.shape.head_dim
         exponents = torch.arange(0, head_dim, 2, dtype=angle_dtype, device=positions.device) / head_dim
-        angles = positions[:, None].to(angle_dtype) * self.config.rope_theta**-exponents
+        # RR-BLOCK-012
+        taken = positions.expand(3, -1)[self.config.coordinates()].T  # [n, h / 2]
+        # RR-BLOCK-005
+        angles = taken.to(angle_dtype) * self.config.rope_theta**-exponents
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
@@ -82,6 +96,7 @@ class CanonicalDecoder:
     ) -> Float[Tensor, "n d"]:
         """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache."""
         name = f"layers.{layer}."
+        # RR-BLOCK-006
         query, key = self.query_key(layer, hidden, cos, sin)
         value = self._heads(f"{name}self_attn.v_proj", self._norm(name + "input_layernorm", hidden))
         keys, values = (x[0] for x in cache.storage.update(key[None], value[None], layer))  # [K, m, h]
@@ -111,6 +126,7 @@ class CanonicalDecoder:
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """RMSNorm over the last axis, inner computation in at least float32 (RR-BLOCK-004)."""
+        # RR-BLOCK-004
         wide = x if x.dtype == torch.float64 else x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
         return self.weights[name + ".weight"] * wide.to(x.dtype)

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from reroute_spec import RerouteError
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from .cache import RowCache
-from .families import check_attention, text_decoder_of
+from .families import PLAIN_ATTENTION, block_kinds, check_attention, text_decoder_of
 from .score import apply_rotary
 
 
@@ -26,7 +27,7 @@ class HuggingFaceDecoder:
             raise RerouteError("model", "is in training mode", "call model.eval() first")
         self.model = model
         self.decoder, self.parts = text_decoder_of(model)
-        check_attention(self.decoder)
+        check_attention(self.decoder, self.parts.kinds)
         config: Any = self.decoder.config
         self.attention = str(config._attn_implementation)
         if self.attention not in ("eager", "sdpa") and not self.attention.startswith("flash_attention"):
@@ -35,19 +36,34 @@ class HuggingFaceDecoder:
                 f"{self.attention!r} is not described",
                 "use eager, sdpa or flash_attention_*",
             )
-        self.blocks: Any = getattr(self.decoder, self.parts.blocks)
+        # transformers lets num_hidden_layers cut the list of blocks short
+        self.blocks: Any = list(getattr(self.decoder, self.parts.blocks))[: config.num_hidden_layers]
         self.num_layers = len(self.blocks)
+        self.kinds = block_kinds(self.decoder)
+        self.mrope = self.parts.mrope
         self.dtype: torch.dtype = next(self.decoder.parameters()).dtype
+
+    def storage(self) -> DynamicCache:
+        """An empty cache: keys and values of a block with plain attention, the states of one with linear attention."""
+        config: Any = self.decoder.config
+        return DynamicCache(config=config)
 
     def embed(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Embeddings of new tokens."""
         embedding: Any = self.decoder.get_submodule("embed_tokens")
         return embedding(tokens)  # type: ignore[no-any-return]
 
-    def rotary(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
-        """cos and sin of every position, by the model's own rotary module."""
+    def rotary(self, positions: Int[Tensor, "*axes n"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "n r"]]:
+        """cos and sin of every position, by the model's own rotary module.
+
+        Positions are counts [n] or, with M-RoPE, three coordinates [3, n] (RR-BLOCK-012); r is smaller than the head
+        where only a part of it is rotated (RR-BLOCK-013).
+        """
         probe: Any = next(self.decoder.parameters())
-        cos, sin = getattr(self.decoder, self.parts.rotary)(probe, position_ids=positions[None])
+        if self.mrope:
+            # RR-BLOCK-012
+            positions = positions.expand(3, -1)  # a count stands for three equal coordinates
+        cos, sin = getattr(self.decoder, self.parts.rotary)(probe, position_ids=positions.unsqueeze(-2))
         return cos[0], sin[0]
 
     def query_key(
@@ -58,13 +74,14 @@ class HuggingFaceDecoder:
         attention = getattr(block, self.parts.attention)
         normed = getattr(block, self.parts.input_norm)(hidden)
         projected = []
-        for projection, norm in (
-            (self.parts.query, self.parts.query_norm),
-            (self.parts.key, self.parts.key_norm),
+        width = int(attention.head_dim)
+        for projection, norm, held in (
+            (self.parts.query, self.parts.query_norm, 2 * width if self.parts.gated_query else width),
+            (self.parts.key, self.parts.key_norm, width),
         ):
-            heads = getattr(attention, projection)(normed).unflatten(
-                -1, (-1, attention.head_dim)
-            )  # [n, heads, h]
+            heads = getattr(attention, projection)(normed).unflatten(-1, (-1, held))  # [n, heads, h or 2 h]
+            # the gate, where there is one, takes no part in attention  RR-BLOCK-013
+            heads = heads[..., :width]
             heads = heads if norm is None else getattr(attention, norm)(heads)
             projected.append(apply_rotary(heads.transpose(0, 1), cos, sin))
         return projected[0], projected[1]
@@ -81,23 +98,30 @@ class HuggingFaceDecoder:
         sin: Float[Tensor, "n h"],
         cache: RowCache,
     ) -> Float[Tensor, "n d"]:
-        """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache."""
+        """Block ``layer`` on rows in order, causal among themselves and after all rows of its cache.
+
+        A block of linear attention takes them in order after the states in its cache (RR-BLOCK-011).
+        """
+        # linear attention takes the rows in order, after the states in the cache  RR-BLOCK-011
         output = self.blocks[
             layer
         ](
             hidden[None],
-            attention_mask=self._mask(hidden, hidden.shape[0] + cache.rows(layer)),
+            attention_mask=self._mask(layer, hidden, hidden.shape[0] + cache.rows(layer)),
             position_embeddings=(cos[None], sin[None]),
             position_ids=None,  # positions with gaps would look like packed sequences; rotary is already applied
             past_key_values=cache.storage,
         )
         return (output[0] if isinstance(output, tuple) else output)[0]  # type: ignore[no-any-return]
 
-    def _mask(self, hidden: Float[Tensor, "n d"], total: int) -> Tensor | None:
-        """Bottom-right causal over ``total`` keys (RR-BLOCK-003); None where the backend makes just that itself."""
+    def _mask(self, layer: int, hidden: Float[Tensor, "n d"], total: int) -> Tensor | None:
+        """Bottom-right causal over ``total`` keys (RR-BLOCK-003); None where the block makes just that itself."""
         new = hidden.shape[0]
+        if self.kinds[layer] != PLAIN_ATTENTION:
+            return None
         if self.attention.startswith("flash_attention") or (self.attention == "sdpa" and new in (1, total)):
             return None
+        # a row sees what stands before it alone: rows before the first image are the unrouted ones  RR-EQV-007
         visible = torch.ones(new, total, dtype=torch.bool, device=hidden.device).tril(total - new)
         lowest = torch.finfo(hidden.dtype).min
         return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, lowest)[None, None]

@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from reroute_spec import RerouteError, RoutingTrace, Schedule
 from torch import Tensor, nn
 
 from .cache import RowCache
+from .checks import Decoder, check_cache, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
-from .inputs import Decoder, Prompt, read_prompts
+from .inputs import Prompt, read_prompts
 from .precision import in_precision
-from .routing import Replay, RoutedRow, check_schedule, extend, route
+from .routing import Replay, RoutedRow, extend, route
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class RoutedOutput:
-    """A routed prefill.
+    """A routed prefill, or a later turn: its rows are then the new ones, and only caches and row counts go on from before.
 
     Attributes:
         logits: [B, S, V]. Under ``reroute`` row i of the padded input stands at i. Under ``delete`` [B, R, V] holds
@@ -33,6 +35,7 @@ class RoutedOutput:
         traces: one per request.
         cache: one per request.
         residuals: per request, the residual stream at every decision layer's input and after the last block.
+        loss: mean cross-entropy of every row's next label over the batch, where ``labels`` are given.
     """
 
     logits: Float[Tensor, "B S V"]
@@ -41,6 +44,7 @@ class RoutedOutput:
     traces: tuple[RoutingTrace, ...]
     cache: tuple[RowCache, ...]
     residuals: tuple[dict[int, Tensor], ...]
+    loss: Float[Tensor, ""] | None = None
 
 
 @torch.no_grad()
@@ -51,8 +55,9 @@ def run(
     *,
     decisions: Sequence[Replay] | None = None,
     dtype: torch.dtype | None = None,
+    cache: Sequence[RowCache] | None = None,
 ) -> RoutedOutput:
-    """Prefill of a batch.
+    """Prefill of a batch, or a later turn of it.
 
     Args:
         model: a described transformers model in eval mode, or a canonical decoder.
@@ -61,9 +66,11 @@ def run(
         decisions: per request, the selection of every decision; they are run instead of the scores' own, and the
             traces say what the scores would have selected.
         dtype: compute in this precision on a copy of the model; ``torch.float64`` makes the oracle.
+        cache: what an earlier run returned, one per request. The inputs then hold the new rows only, text or images;
+            the given cache stays as it is, the output has the one that goes on.
 
     Raises:
-        RerouteError: what the schedule, the model or the inputs cannot mean, naming the field.
+        RerouteError: what the schedule, the model, the cache or the inputs cannot mean, naming the field.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise RerouteError(
@@ -72,7 +79,7 @@ def run(
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
     decoder = decoder if dtype is None else as_decoder(model, dtype)
-    prompts, routed = _route_batch(decoder, inputs, schedule, decisions)
+    prompts, routed = _route_batch(decoder, inputs, schedule, decisions, cache)
     hidden_states = [_padded(prompt, row, schedule) for prompt, row in zip(prompts, routed, strict=True)]
     if schedule.action == "delete":
         longest = max(len(states) for states in hidden_states)
@@ -80,8 +87,12 @@ def run(
             _nan_rows(states, longest, range(longest - len(states), longest)) for states in hidden_states
         ]
     stacked = torch.stack(hidden_states)
+    logits = decoder.head(stacked)
+    labels = inputs.get("labels")
+    # RR-ERR-003
     return RoutedOutput(
-        logits=decoder.head(stacked),
+        logits=logits,
+        loss=None if labels is None else _loss(prompts, logits, labels),
         hidden_states=stacked,
         kv_lengths=tuple(max(rows) for rows in zip(*(row.trace.kv_rows for row in routed), strict=True)),
         traces=tuple(row.trace for row in routed),
@@ -103,7 +114,7 @@ def generate(
         )
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
-    _, routed = _route_batch(decoder, inputs, schedule, None)
+    _, routed = _route_batch(decoder, inputs, schedule, None, None)
     new_tokens = []
     for row in routed:
         last = row.hidden_states[-1:]
@@ -140,9 +151,23 @@ def as_decoder(model: nn.Module | CanonicalDecoder, dtype: torch.dtype | None) -
 
 
 def _route_batch(
-    decoder: Decoder, inputs: Mapping[str, Any], schedule: Schedule, decisions: Sequence[Replay] | None
+    decoder: Decoder,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    decisions: Sequence[Replay] | None,
+    cache: Sequence[RowCache] | None,
 ) -> tuple[list[Prompt], list[RoutedRow]]:
-    prompts = read_prompts(decoder, inputs)
+    batch = check_inputs(decoder, inputs)
+    if schedule.action == "delete" and inputs.get("labels") is not None:  # RR-ERR-004
+        raise RerouteError(
+            "inputs[labels]", "removed rows have no logits under action 'delete'", "leave labels out"
+        )
+    if schedule.positions == "renumber" and inputs.get("position_ids") is not None:
+        raise RerouteError(
+            "inputs[position_ids]", "given with positions 'renumber', which counts rows itself", "leave out"
+        )
+    caches = None if cache is None else check_cache(decoder, cache, batch, schedule)
+    prompts = read_prompts(decoder, inputs, caches)
     if decisions is not None and (not isinstance(decisions, Sequence) or len(decisions) != len(prompts)):
         given = (
             f"{len(decisions)} requests"
@@ -153,7 +178,18 @@ def _route_batch(
             "decisions", f"are for {given}", f"give one list for each of {len(prompts)} requests"
         )
     replays = [None] * len(prompts) if decisions is None else decisions
-    return prompts, [route(decoder, p, schedule, replay) for p, replay in zip(prompts, replays, strict=True)]
+    earlier = [None] * len(prompts) if caches is None else caches
+    turns = zip(prompts, replays, earlier, strict=True)
+    # one request after the other: they are independent  RR-EQV-004
+    return prompts, [route(decoder, prompt, schedule, replay, cached) for prompt, replay, cached in turns]
+
+
+def _loss(prompts: Sequence[Prompt], logits: Float[Tensor, "B S V"], labels: Int[Tensor, "B S"]) -> Tensor:
+    """Row i of a request foretells the label of its next real row; labels of -100 are left out."""
+    foretold = [logits[b, prompt.rows[:-1]] for b, prompt in enumerate(prompts)]
+    targets = [labels[b, prompt.rows[1:]] for b, prompt in enumerate(prompts)]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(torch.cat(foretold).to(wide), torch.cat(targets))
 
 
 def _padded(prompt: Prompt, row: RoutedRow, schedule: Schedule) -> Tensor:

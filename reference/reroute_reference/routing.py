@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,8 @@ from reroute_spec.trace import check_selection, record, select_in_spans
 from torch import Tensor
 
 from .cache import RowCache
-from .inputs import Decoder, Prompt
+from .checks import Decoder
+from .inputs import Prompt
 from .score import attention_scores
 
 Replay = Sequence[Sequence[int]]
@@ -39,41 +41,39 @@ class RoutedRow:
     residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
-def check_schedule(decoder: Decoder, schedule: Schedule) -> None:
-    """Refuse what this decoder or this reference cannot run, before any tensor is touched (RR-CFG-008)."""
-    if not isinstance(schedule, Schedule):
-        raise RerouteError(
-            "schedule", f"is a {type(schedule).__name__}", "give a Schedule; Schedule.load reads presets"
-        )
-    schedule.validate(decoder.num_layers)
-    if schedule.score.source == "previous":
-        raise RerouteError("score.source", "'previous' is not run by the reference", "use 'own'")
-    if schedule.positions == "renumber":
-        raise RerouteError("positions", "'renumber' is not run by the reference", "use 'preserve'")
-
-
-def route(decoder: Decoder, prompt: Prompt, schedule: Schedule, replay: Replay | None = None) -> RoutedRow:
-    """Prefill of one request.
+def route(
+    decoder: Decoder,
+    prompt: Prompt,
+    schedule: Schedule,
+    replay: Replay | None = None,
+    cache: RowCache | None = None,
+) -> RoutedRow:
+    """Prefill of one request, or a later turn of it.
 
     Args:
         decoder: of L blocks.
         prompt: S real rows.
-        schedule: checked by :func:`check_schedule`.
-        replay: selections to run instead of the scores' own; scores are recorded all the same.
+        schedule: checked by :func:`~reroute_reference.checks.check_schedule`.
+        replay: selections to run instead of the scores' own; scores are recorded all the same (RR-NUM-003).
+        cache: of the turns before, left as it is. Rows of those turns stay as they were cached: the candidates are
+            the new visual rows (RR-KV-007).
     """
     request = plan(schedule, decoder.num_layers, prompt.visual, prompt.images)
     if replay is not None and len(replay) != sum(stage.index > 0 for stage in request.stages):
         raise RerouteError(
             "decisions", f"{len(replay)} given", f"the plan has {request.stages[-1].index} decisions"
         )
+    if cache is None:
+        cache = RowCache(decoder.storage(), renumbered=schedule.positions == "renumber")
+    else:
+        cache = cache.copy()
+    earlier = [cache.rows(layer) for layer in range(decoder.num_layers)]
     hidden = prompt.embeddings  # X, the residual stream of all S rows
+    entered = hidden  # what the block that ran last was given
     cos, sin = decoder.rotary(prompt.positions)  # at original positions, whatever runs  RR-BLOCK-002
-    cache = RowCache(
-        length=len(prompt.visual), next_position=int(prompt.positions.max()) + 1
-    )  # RR-KV-003 RR-KV-004
     text = sorted(set(range(request.num_rows)) - set(request.visual_rows))
     selected: tuple[int, ...] = tuple(range(request.num_visual))  # A_0 = V
-    alive = list(range(request.num_rows))
+    active = alive = list(range(request.num_rows))
     records: list[DecisionRecord] = []
     residuals: dict[int, Tensor] = {}
 
@@ -82,27 +82,61 @@ def route(decoder: Decoder, prompt: Prompt, schedule: Schedule, replay: Replay |
             residuals[stage.first] = hidden[alive]
             # every routable row is a candidate again, or only those that are left  RR-POOL-003 RR-POOL-004
             pool = tuple(range(request.num_visual)) if schedule.pool == "all" else selected
-            scores = score(decoder, request, schedule, stage.first, hidden, cos, sin, alive, pool)
-            own = select_in_spans(request, stage.index, pool, scores)
-            chosen = own
-            if replay is not None:
-                name = f"decisions[{stage.index - 1}]"
-                chosen = check_selection(request, stage.index, pool, replay[stage.index - 1], name)
-            would = own if replay is not None else None
-            records.append(record(request, stage.index, pool, scores, chosen, selected, would))
-            selected = chosen
+            # U: under `reroute` deferred rows share the softmax, so a monotone one is not `delete`  RR-EQV-006
+            asked, states, rows = stage.first, hidden, alive
+            if schedule.score.source == "previous":  # the block before, on the rows it ran  RR-SCORE-007
+                asked, states, rows = stage.first - 1, entered, active
+            if cache.renumbered:  # at the positions of the stage that ends  RR-BLOCK-009
+                cos, sin = decoder.rotary(renumbered(prompt.positions, rows, earlier[asked]))
+            ask = score
+            if earlier[asked]:  # U holds what earlier turns cached there  RR-KV-007
+                ask = partial(score, earlier=cache.keys_values(asked)[0][:, : earlier[asked]])
+            scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
+            records.append(choose(request, stage.index, pool, scores, selected, replay))
+            selected = records[-1].selected
 
+        # with every row selected this is the unrouted model  RR-EQV-002
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])  # I_j  RR-POOL-005
         for layer in range(stage.first, stage.last + 1):
+            if cache.renumbered:
+                cos, sin = decoder.rotary(renumbered(prompt.positions, active, earlier[layer]))
+            entered = hidden
             hidden = routed_block(decoder, layer, hidden, active, cos, sin, cache)
+            hidden = cross_boundary(hidden, prompt, layer)
         if schedule.action == "delete":
+            # one decision leaves the active rows the same under both actions  RR-EQV-003
             alive = active  # the others are gone for good  RR-BLOCK-007
 
     residuals[decoder.num_layers] = hidden[alive]
+    cache.advance(prompt.positions, routed=bool(records))  # deferred states are dropped here  RR-KV-008
     kv_rows = tuple(cache.rows(layer) for layer in range(decoder.num_layers))
     trace = RoutingTrace(request.num_rows, request.visual_rows, kv_rows, tuple(records))
     # deferred rows pass the final norm like any other  RR-BLOCK-008
     return RoutedRow(alive, decoder.final_norm(hidden[alive]), trace, cache, residuals)
+
+
+def choose(
+    request: Plan,
+    stage: int,
+    pool: Sequence[int],
+    scores: list[float],
+    previous: tuple[int, ...],
+    replay: Replay | None,
+) -> DecisionRecord:
+    """The decision: what the scores select, or what is replayed, beside what they would have selected (RR-NUM-003)."""
+    own = select_in_spans(request, stage, pool, scores)
+    if replay is None:
+        return record(request, stage, pool, scores, own, previous)
+    # the given selection runs; the record has the run's own scores and what they would have selected  RR-NUM-003
+    given = check_selection(request, stage, pool, replay[stage - 1], f"decisions[{stage - 1}]")
+    return record(request, stage, pool, scores, given, previous, own)
+
+
+def renumbered(positions: Int[Tensor, "*axes S"], rows: list[int], first: int) -> Int[Tensor, "*axes S"]:
+    """Positions under ``positions = renumber``: ``rows`` count on from ``first``, gaps closed (RR-BLOCK-009)."""
+    counted = positions.clone()
+    counted[..., rows] = first + torch.arange(len(rows), device=positions.device)
+    return counted
 
 
 def score(
@@ -115,25 +149,35 @@ def score(
     sin: Float[Tensor, "S h"],
     alive: list[int],
     pool: Sequence[int],
+    *,
+    earlier: Float[Tensor, "K rows h"] | None = None,
 ) -> list[float]:
-    """Scores of the candidates at the input of block ``layer``, before it runs (§5).
+    """Scores of the candidates by block ``layer``, given what entered it (§5).
 
-    U is every row of ``alive``: all S rows under ``reroute``, deferred ones with the state they were left with, or
-    the rows still there under ``delete`` (RR-SCORE-002). The asking row is the last prompt row.
+    U is every row of ``alive``: all S rows under ``reroute``, deferred ones with the state they were left with
+    (RR-SCORE-008), or the rows still there under ``delete`` (RR-SCORE-002); and the rows of ``earlier`` turns. The
+    asking row is the last real prompt row (RR-SCORE-009).
 
     Raises:
         RerouteError: a NaN score, naming block and row (RR-SEL-005).
     """
+    # in the block's own terms, each row with the state it has now, deferred or not  RR-SCORE-001 RR-SCORE-008
     query, keys = decoder.query_key(layer, hidden[alive], cos[alive], sin[alive])
+    if earlier is not None:
+        keys = torch.cat([earlier, keys], dim=1)
     asking = min(schedule.score.n, len(alive))
-    scores = attention_scores(query[:, -asking:], keys, decoder.scaling(layer), schedule.score)
+    # the last rows ask, the last prompt row alone unless the schedule says more  RR-SCORE-009
+    scores = attention_scores(query[:, -asking:], keys, decoder.scaling(layer), schedule.score)[-len(alive) :]
     place = {row: index for index, row in enumerate(alive)}
     values: list[float] = scores[[place[request.visual_rows[ordinal]] for ordinal in pool]].tolist()
     for ordinal, value in zip(pool, values, strict=True):
+        # NaN is never ordered  RR-SEL-005
         if value != value:
+            broken = [row for row in alive if hidden[row].isnan().any()]  # one NaN spoils every score
+            row = broken[0] if broken else request.visual_rows[ordinal]
             raise RerouteError(
                 f"scores[{ordinal}]",
-                f"is NaN at the decision of block {layer} (prompt row {request.visual_rows[ordinal]})",
+                f"is NaN at the decision that asks block {layer}: look at the hidden state of prompt row {row}",
                 "look for NaN in the inputs or an overflow in an earlier block",
             )
     return values
@@ -153,25 +197,33 @@ def routed_block(
     A row that is not active passes neither attention nor MLP: it keeps its state bit for bit (RR-BLOCK-001), and
     leaves nothing in the block's cache (RR-KV-001).
     """
+    # what is not overwritten below stays as it is, bit for bit  RR-BLOCK-001
     routed = hidden.clone()
-    routed[active] = decoder.block(
-        layer, hidden[active], cos[active], sin[active], cache
-    )  # RR-BLOCK-002 RR-BLOCK-003
+    # gathered at every block: gathering once per stage is the same  RR-BLOCK-002 RR-BLOCK-003 RR-EQV-001
+    routed[active] = decoder.block(layer, hidden[active], cos[active], sin[active], cache)
     return routed
 
 
+def cross_boundary(hidden: Float[Tensor, "S d"], prompt: Prompt, layer: int) -> Float[Tensor, "S d"]:
+    """X^{l+1} = Y^l + δ^l: what the boundary after block ``layer`` adds to every visual row, deferred or not.
+
+    Y^l is the block's output, or the state that bypassed it (RR-BLOCK-010).
+    """
+    # RR-BLOCK-010
+    return hidden + prompt.deepstack[layer] if layer < len(prompt.deepstack) else hidden
+
+
 def extend(decoder: Decoder, cache: RowCache, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """A later turn of text or one decoded token: every row runs every block and joins every cache (RR-KV-002).
+    """A later chunk of text or one decoded token: every row runs every block and joins every cache (RR-KV-002).
 
     Returns:
         Final hidden states of the new rows, after the last norm.
     """
-    count = embeddings.shape[0]
-    positions: Int[Tensor, " n"] = cache.next_position + torch.arange(count, device=embeddings.device)
-    cos, sin = decoder.rotary(positions)
+    counted: Int[Tensor, " n"] = torch.arange(embeddings.shape[0], device=embeddings.device)
+    positions = cache.next_position + counted
     hidden = embeddings
     for layer in range(decoder.num_layers):
+        cos, sin = decoder.rotary(cache.first_position(layer) + counted)  # RR-BLOCK-009 where renumbered
         hidden = decoder.block(layer, hidden, cos, sin, cache)
-    cache.length += count
-    cache.next_position += count
+    cache.advance(positions)
     return decoder.final_norm(hidden)

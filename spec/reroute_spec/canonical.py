@@ -24,6 +24,8 @@ class CanonicalConfig:
         rope_theta: pair i of a head turns by ``position * rope_theta ** (-2 i / head_dim)``.
         attention_bias: whether q, k and v projections have biases (the output projection never has).
         qk_norm: whether queries and keys pass an RMSNorm over ``head_dim`` before the rotary embedding.
+        mrope_section: pairs turned by time, height and width, where positions have three coordinates (RR-BLOCK-012).
+        mrope_interleaved: whether these take turns from pair to pair, instead of one section after the other.
     """
 
     shape: DecoderShape
@@ -32,6 +34,8 @@ class CanonicalConfig:
     rope_theta: float = 10000.0
     attention_bias: bool = False
     qk_norm: bool = False
+    mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shape, HybridShape):
@@ -44,6 +48,25 @@ class CanonicalConfig:
                 f"{self.shape.head_dim} is odd",
                 "rotary embedding pairs halves: give an even size",
             )
+
+        section = self.mrope_section
+        if section is not None:
+            object.__setattr__(self, "mrope_section", tuple(section))
+            if len(section) != 3 or min(section) < 0 or 2 * sum(section) != self.shape.head_dim:
+                raise RerouteError(
+                    "mrope_section",
+                    f"{tuple(section)} with heads of {self.shape.head_dim} channels",
+                    "give three counts that add up to half a head",
+                )
+
+    def coordinates(self) -> list[int]:
+        """Which coordinate turns each pair of a head: 0 time, 1 height, 2 width; 0 alone without M-RoPE (RR-BLOCK-012)."""
+        pairs = range(self.shape.head_dim // 2)
+        if self.mrope_section is None:
+            return [0 for _ in pairs]
+        if self.mrope_interleaved:
+            return [i % 3 if i < 3 * self.mrope_section[i % 3] else 0 for i in pairs]
+        return [coordinate for coordinate, count in enumerate(self.mrope_section) for _ in range(count)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

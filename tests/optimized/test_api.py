@@ -257,3 +257,14 @@ def test_tuples_are_returned_where_they_are_asked_for():
         assert torch.equal(
             model.model(**inputs, return_dict=False)[0], model.model(**inputs).last_hidden_state
         )
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_a_family_that_is_described_but_not_built_here_is_refused_by_name(family):
+    from reroute_conformance.tiny_qwen import tiny_qwen
+
+    model = tiny_qwen(family)
+    names = [type(module).__name__ for module in model.modules()]
+    with pytest.raises(RerouteError, match=r"Qwen.* is not run by backend 'torch' yet"):
+        apply(model, Schedule("reroute", (Decision(3, "0.5"),)))
+    assert [type(module).__name__ for module in model.modules()] == names

@@ -22,16 +22,9 @@ def assert_refused(field, call):
     return str(error.value)
 
 
-def test_schedules_this_reference_does_not_run(llava):
-    for data, field in (
-        ({"action": "delete", "decisions": [{"layer": 2, "keep": 3}], "positions": "renumber"}, "positions"),
-        (
-            {"action": "delete", "decisions": [{"layer": 2, "keep": 3}], "score": {"source": "previous"}},
-            "score.source",
-        ),
-        ({"action": "reroute", "decisions": [{"layer": 8, "keep": 3}]}, "decisions[0].layer"),
-    ):
-        assert_refused(field, lambda data=data: run(llava, picture_inputs(), Schedule.from_dict(data)))
+def test_a_decision_beyond_the_decoder(llava):
+    deep = Schedule.from_dict({"action": "reroute", "decisions": [{"layer": 8, "keep": 3}]})
+    assert_refused("decisions[0].layer", lambda: run(llava, picture_inputs(), deep))
 
 
 def test_models_that_are_not_described(llava):
@@ -72,11 +65,13 @@ def test_embeddings_without_a_visual_mask(llava):
     assert run(llava, {"inputs_embeds": embeds, "visual_mask": mask}, ONE).traces[0].visual_rows == (1, 2, 3)
 
 
-def test_placeholders_without_an_image_are_the_models_own_error(llava):
+def test_placeholders_that_do_not_match_the_features(llava):
     inputs = picture_inputs()
-    inputs["pixel_values"] = torch.cat([inputs["pixel_values"]] * 2)
-    with pytest.raises(ValueError, match="do not match"):
-        run(llava, inputs, ONE)
+    for pixels in (torch.cat([inputs["pixel_values"]] * 2), None):
+        message = assert_refused(
+            "pixel_values", lambda pixels=pixels: run(llava, {**inputs, "pixel_values": pixels}, ONE)
+        )
+        assert "36 rows of input_ids" in message
 
 
 def test_nan_names_block_and_row(llava):

@@ -131,7 +131,11 @@ def test_every_average_within_reach_is_met_to_half_a_row(case):
 
 
 @settings(max_examples=30)
-@given(st.sampled_from(presets()), st.integers(50, 2000), st.integers(0, 100))
+@given(
+    st.sampled_from([name for name in presets() if "nuwa" not in name]),
+    st.integers(50, 2000),
+    st.integers(0, 100),
+)
 def test_ratios_stay_in_proportion_and_short(name, num_visual, share):
     given_schedule = Schedule.load(name)
     least = averages(

@@ -176,13 +176,30 @@ def test_an_unknown_preset_is_refused_with_the_nearest_name():
         Schedule.load("reroute-fastv-1922")
 
 
-def test_there_are_four_methods_and_three_tiers():
-    assert len(presets()) == 12
+PUBLISHED = [name for name in presets() if "nuwa" not in name and "original" not in name]
+
+
+def test_there_are_four_methods_and_three_tiers_beside_the_original_methods():
+    assert len(PUBLISHED) == 12
+    assert len(presets()) == 12 + 2 + 2 * 3
     assert [d.layer for d in Schedule.load("reroute-fastv-64", 28).decisions] == [3, 6, 13, 20]
     assert [d.layer for d in Schedule.load("pdrop-64", 28).decisions] == [2, 6, 13, 20]
 
 
-@pytest.mark.parametrize("name", presets())
+def test_the_original_methods_are_as_their_own_code_runs_them():
+    fastv, pdrop = Schedule.load("fastv-original"), Schedule.load("pdrop-original")
+    assert fastv == Schedule("delete", (Decision(2, "1/2"),), score=ScoreRule("previous"))
+    halves = (Decision(8, "1/2"), Decision(16, "1/4"), Decision(24, "1/8"))
+    assert pdrop == Schedule("delete", halves, positions="renumber")
+    for tier, count in (("64", 16), ("128", 32), ("192", 48)):
+        nuwa, rerouted = Schedule.load(f"nuwa-{tier}"), Schedule.load(f"reroute-nuwa-{tier}")
+        assert nuwa == Schedule("delete", (Decision(16, count),), score=ScoreRule("previous"))
+        assert rerouted == Schedule("reroute", tuple(Decision(layer, count) for layer in (16, 20, 24, 28)))
+    rule = ScoreRule("previous", "last_n", "max", 3)
+    assert Schedule.load("nuwa-64", 28) == Schedule("delete", (Decision(15, "1/10"),), score=rule)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_scaling_reproduces_the_published_28_block_layers(name):
     published = [d.layer for d in Schedule.load(name, 28).decisions]
     layers = [d.layer for d in Schedule.load(name, 32).decisions]

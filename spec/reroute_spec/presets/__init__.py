@@ -1,4 +1,4 @@
-"""The paper's public configurations, by name (RR-CFG-010): four methods x three tiers x two published depths."""
+"""Presets by name: the paper's public configurations (RR-CFG-010), and the original methods (RR-CFG-013)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from ..errors import RerouteError, unknown
-from ..schedule import Decision, Schedule
+from ..schedule import Decision, Schedule, ScoreRule
 
 _REFERENCE_DEPTH = 32
 
@@ -21,8 +21,18 @@ def _table() -> dict[str, Any]:
 
 
 def presets() -> list[str]:
-    """The names of all presets: ``<method>-<tier>``, such as ``reroute-pdrop-64``."""
-    return [f"{method}-{tier}" for method, entry in _table().items() for tier in entry["keep"]]
+    """The names of all presets: ``<method>-<tier>``, such as ``reroute-pdrop-64``; ``fastv-original`` has no tiers."""
+    return list(_names())
+
+
+@cache
+def _names() -> dict[str, tuple[str, str]]:
+    """Method and tier of every name."""
+    return {
+        f"{method}-{tier}".rstrip("-"): (method, tier)
+        for method, entry in _table().items()
+        for tier in entry["keep"]
+    }
 
 
 def preset(
@@ -45,7 +55,7 @@ def preset(
         raise unknown("preset", name, presets())
     if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
         raise RerouteError("num_layers", f"{num_layers!r} is no depth", "give an integer >= 1")
-    method, _, tier = name.rpartition("-")
+    method, tier = _names()[name]
     entry = _table()[method]
     published = entry["layers"].get(str(num_layers))
     reference = entry["layers"][str(_REFERENCE_DEPTH)]
@@ -66,11 +76,14 @@ def preset(
             f"{name!r} {change} to {num_layers} blocks would decide at blocks {layers}",
             "give an explicit schedule with distinct layers for such a decoder",
         )
+    # the original methods bring their own score and positions  RR-CFG-013
+    changed = entry.get("without_first_stage", {}).get(str(num_layers), {})
+    keeps = [changed["keep"]] * len(layers) if "keep" in changed else entry["keep"][tier]
     return Schedule(
         action=entry["action"],
-        decisions=tuple(
-            Decision(layer, keep) for layer, keep in zip(layers, entry["keep"][tier], strict=True)
-        ),
+        decisions=tuple(Decision(layer, keep) for layer, keep in zip(layers, keeps, strict=True)),
+        score=ScoreRule(**changed.get("score", entry.get("score", {}))),
+        positions=entry.get("positions", "preserve"),
         label=f"{name}, {num_layers} blocks, {origin}",
     )
 
