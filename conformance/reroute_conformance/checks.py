@@ -75,7 +75,7 @@ def checks() -> tuple[Check, ...]:
     rounded = _ids("RR-BUD-001 RR-EQV-002 RR-CFG-009")
     images = _ids("RR-POOL-002 RR-BUD-003 RR-KV-006")
     return (
-        Check("config", "config", "core", _CONFIG, strategies.config_cases(), 400, judge_config),
+        Check("config", "config", "core", _CONFIG, strategies.config_cases(), 600, judge_config),
         Check("select", "select", "core", _SELECTION, strategies.select_cases(), 400, judge_select),
         Check("select-nan", "select", "core", ("RR-SEL-005",), nans, 50, judge_nan),
         Check("example", "trace", "core", ("RR-POOL-003",), (example(),), 1, judge),

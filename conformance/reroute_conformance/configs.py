@@ -15,10 +15,10 @@ from .verdict import Verdict
 
 _CHECKS = {
     "RR-CFG-001": ("data",),
-    "RR-CFG-002": ("layers",),
     "RR-CFG-003": ("layers", "num_layers"),
-    "RR-CFG-004": ("keeps",),
+    "RR-CFG-002": ("layers",),
     "RR-CFG-005": ("keeps",),
+    "RR-CFG-004": ("keeps",),
     "RR-CFG-006": ("action", "pool", "keeps"),
     "RR-CFG-007": ("action", "positions", "source", "layers", "pool", "query", "n"),
 }
@@ -64,7 +64,7 @@ def judge_config(case: ConfigCase, target: Target) -> Verdict:
 def broken_rules(data: dict[str, Any], num_layers: int) -> list[str]:
     """The rules that refuse a schedule: whose check does not allow to accept it, or cannot even read it."""
     score, action = data.get("score", {}), data["action"]
-    values = {
+    values: dict[str, Any] = {
         "data": data,
         "num_layers": num_layers,
         "layers": [decision["layer"] for decision in data["decisions"]],
@@ -84,5 +84,5 @@ def broken_rules(data: dict[str, Any], num_layers: int) -> list[str]:
 def _allowed(rule: str, given: dict[str, Any]) -> bool:
     try:
         return holds(rule, accepted=True, **given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):  # a value that the check cannot read
         return False

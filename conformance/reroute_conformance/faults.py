@@ -124,6 +124,12 @@ def each_decision(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[st
     return changed
 
 
+def layers_sorted(data: dict[str, Any]) -> None:
+    """Decisions in any order are put in order."""
+    if all(isinstance(decision["layer"], int) for decision in data["decisions"]):
+        data["decisions"].sort(key=lambda decision: decision["layer"])
+
+
 def layer_from_the_end(decision: dict[str, Any]) -> None:
     """A negative layer counts from the end of four blocks."""
     if isinstance(decision["layer"], int) and -4 <= decision["layer"] < 0:

@@ -80,7 +80,7 @@ MUTANTS = (
     _mends(
         "layers-sorted",
         "RR-CFG-002",
-        lambda data: data["decisions"].sort(key=lambda decision: decision["layer"]),
+        f.layers_sorted,
     ),
     _mends("layer-from-the-end", "RR-CFG-003", f.each_decision(f.layer_from_the_end)),
     _mends("ratio-capped", "RR-CFG-004", f.each_decision(f.ratio_capped)),

@@ -41,42 +41,68 @@ def nan_select_cases(draw: st.DrawFn) -> SelectCase:
     return SelectCase(bits=[*case.bits[:at], nan, *case.bits[at + 1 :]], k=max(1, case.k))
 
 
-_KEEPS: st.SearchStrategy[Any] = st.sampled_from(["0.5", "1/3", "1", "0.0", "2", 1, 3, 0, 2.0, 0.29, True])
-_LAYERS: st.SearchStrategy[Any] = st.sampled_from([0, 1, 2, 3, 5, -1, 1.0, 1.5, True])
-_OPTIONAL: dict[str, list[Any]] = {
-    "pool": ["all", "survivors", "none"],
-    "scope": ["request", "image", 1],
-    "positions": ["preserve", "renumber", ""],
-    "min_keep": [1, 2, 0, 1.0, 1.5, True],
-    "label": ["x", ""],
-    "budget": [1],
-}
+def _decision_fault(field: str, *values: Any) -> Any:
+    def put(draw: st.DrawFn, data: dict[str, Any]) -> None:
+        decision = data["decisions"][draw(st.integers(0, len(data["decisions"]) - 1))]
+        decision[field] = draw(st.sampled_from(values))
+
+    return put
+
+
+def _field_fault(field: str, *values: Any) -> Any:
+    def put(draw: st.DrawFn, data: dict[str, Any]) -> None:
+        data[field] = draw(st.sampled_from(values))
+
+    return put
+
+
+def _reversed_decisions(field: str) -> Any:
+    def put(draw: st.DrawFn, data: dict[str, Any]) -> None:
+        values = [decision[field] for decision in data["decisions"]]
+        for decision, value in zip(data["decisions"], reversed(values), strict=True):
+            decision[field] = value
+
+    return put
+
+
+_FAULTS = (
+    _decision_fault("keep", 0.29, 0.5, 2.5),
+    _decision_fault("keep", "2", "0.0", 0, -1, True, "1/0", "x", ""),
+    _decision_fault("keep", "0.5", 2, "1", 2.0),
+    _decision_fault("layer", -1, 4, 5),
+    _decision_fault("layer", 1.5, True, "1", None),
+    _decision_fault("layer", 0, 1, 2.0, 3),
+    _decision_fault("at", 1),
+    _reversed_decisions("layer"),
+    _reversed_decisions("keep"),
+    _field_fault("action", "reroute", "delete", "prune", 1),
+    _field_fault("pool", "all", "all", "survivors", "none"),
+    _field_fault("scope", "image", "request", "span"),
+    _field_fault("positions", "renumber"),
+    _field_fault("positions", "preserve", ""),
+    _field_fault("min_keep", 1, 2, 1.0, 0, 1.5, True, "1"),
+    _field_fault("label", "x", "", 1),
+    _field_fault("budget", 1),
+    _field_fault("score", {"source": "previous"}, {"query": "last_n", "n": 2}, {"heads": "max"}),
+    _field_fault("score", {"source": "next"}, {"n": 2}, {"query": "last_n", "n": 0}, {"rows": 1}),
+)
 
 
 @st.composite
 def config_cases(draw: st.DrawFn) -> ConfigCase:
-    """Schedules as data, right and wrong in every field, over layouts with several images that may touch."""
-    size = draw(st.integers(0, 3))
-    layers = draw(st.lists(_LAYERS, min_size=size, max_size=size))
-    keeps = draw(st.lists(_KEEPS, min_size=size, max_size=size))
-    if draw(st.booleans()):  # right ones are rare among the others
-        layers = sorted(draw(st.sets(st.integers(0, 3), min_size=size, max_size=size)))
-        keeps = sorted(draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), reverse=True)
-        keeps = [f"0.{keep}" for keep in keeps] if draw(st.booleans()) else keeps
-        if size and draw(st.booleans()):  # with one keep of another kind
-            keeps[draw(st.integers(0, size - 1))] = draw(_KEEPS)
-    data: dict[str, Any] = {"action": draw(st.sampled_from(["reroute", "reroute", "delete", "prune"]))}
-    data["decisions"] = _decisions(layers, keeps)
-    for name in sorted(draw(st.sets(st.sampled_from(sorted(_OPTIONAL)), max_size=2))):
-        data[name] = draw(st.sampled_from(_OPTIONAL[name]))
-    if draw(st.integers(0, 2)) == 2:
-        score = {
-            "source": st.sampled_from(["own", "previous", "next"]),
-            "query": st.sampled_from(["last", "last_n"]),
-            "heads": st.sampled_from(["mean", "max", "min"]),
-            "n": st.sampled_from([1, 2, 0]),
-        }
-        data["score"] = draw(st.fixed_dictionaries({}, optional=score))
+    """Schedules as data, right ones and such with up to two changes; over layouts with several images that may touch."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), max_size=3)))
+    counts = sorted(
+        draw(st.sets(st.integers(1, 9), min_size=len(layers), max_size=len(layers))), reverse=True
+    )
+    keeps: list[Any] = [f"0.{count}" for count in counts] if draw(st.booleans()) else counts
+    data: dict[str, Any] = {
+        "action": draw(st.sampled_from(["reroute", "delete"])),
+        "decisions": _decisions(layers, keeps),
+    }
+    if layers:
+        for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2]))):
+            draw(st.sampled_from(_FAULTS))(draw, data)
     layout = draw(layouts(max_size=20))
     visual = layout.count("v")
     cuts = sorted(draw(st.sets(st.integers(1, max(visual - 1, 1)), max_size=2))) if visual > 1 else []

@@ -23,7 +23,7 @@ class HuggingFaceDecoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if model.training:
+        if model.training:  # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
             raise RerouteError("model", "is in training mode", "call model.eval() first")
         self.model = model
         self.decoder, self.parts = text_decoder_of(model)
