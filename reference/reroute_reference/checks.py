@@ -191,13 +191,13 @@ def check_cache(decoder: Decoder, cache: Any, batch: int, schedule: Schedule) ->
         raise RerouteError("cache", f"holds {len(cache)} requests", f"the inputs hold {batch}")
     for index, entry in enumerate(cache):
         filled = len(entry.storage.layers)
-        if entry.length == 0 or filled != decoder.num_layers:
+        if filled != decoder.num_layers:
             problem = f"is of {filled} blocks and {entry.length} rows"
             raise RerouteError(
                 f"cache[{index}]", problem, f"give one that a run of these {decoder.num_layers} blocks filled"
             )
         dtypes = {entry.keys_values(layer)[0].dtype for layer in range(filled) if entry.rows(layer)}
-        if dtypes != {decoder.dtype}:
+        if not dtypes <= {decoder.dtype}:
             problem = f"holds {', '.join(map(str, dtypes))}"
             raise RerouteError(
                 f"cache[{index}]", problem, f"continue in the precision it was filled in, not {decoder.dtype}"

@@ -110,7 +110,9 @@ class CanonicalDecoder:
         visible = torch.ones(new, total, dtype=torch.bool, device=logits.device).tril(
             total - new
         )  # bottom-right causal (RR-KV-005)
-        attention = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ values  # [H, n, h]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        weights = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1, dtype=wide)
+        attention = weights.to(values.dtype) @ values  # [H, n, h]
         hidden = hidden + self._linear(f"{name}self_attn.o_proj", attention.transpose(0, 1).flatten(1))
         normed = self._norm(name + "post_attention_layernorm", hidden)
         gate, up = self._linear(name + "mlp.gate_proj", normed), self._linear(name + "mlp.up_proj", normed)

@@ -234,6 +234,17 @@ def test_crop_reaches_into_an_unrouted_image(family):
     assert {whole.rows(layer) for layer in range(zoo.LAYERS)} == {10}
 
 
+@pytest.mark.parametrize("family", PLAIN)
+def test_where_nothing_was_routed_all_rows_may_go(family):
+    model, batch = zoo.model(family), zoo.inputs(family, FIRST)
+    start = run(model, zoo.text(family, 4), zoo.UNROUTED)
+    start.cache[0].crop(-4)
+    assert (start.cache[0].length, start.cache[0].next_position) == (0, 0)
+    again, fresh = (run(model, batch, zoo.pyramid(family), cache=cache) for cache in (start.cache, None))
+    assert torch.equal(again.logits, fresh.logits)
+    assert again.traces == fresh.traces
+
+
 def test_crop_is_refused_over_linear_attention():
     output = run(zoo.model("qwen3_5"), zoo.inputs("qwen3_5", ("tttt",)), zoo.UNROUTED)
     with pytest.raises(RerouteError, match="linear attention"):

@@ -199,6 +199,13 @@ def test_the_original_methods_are_as_their_own_code_runs_them():
     assert Schedule.load("nuwa-64", 28) == Schedule("delete", (Decision(15, "1/10"),), score=rule)
 
 
+@pytest.mark.parametrize("name", ["fastv-original", "nuwa-64"])
+def test_a_preset_that_reads_a_block_without_plain_attention_is_refused(name):
+    with pytest.raises(RerouteError, match=r"preset: .* would read block \d+, which has no plain attention"):
+        Schedule.load(name, 32, range(3, 32, 4))
+    assert Schedule.load(name, 32, range(32)) == Schedule.load(name)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_scaling_reproduces_the_published_28_block_layers(name):
     published = [d.layer for d in Schedule.load(name, 28).decisions]

@@ -49,7 +49,8 @@ def preset(
         attention_layers: its blocks with plain q/k attention; all unless given.
 
     Raises:
-        RerouteError: an unknown name, or a decoder in which the preset's decisions do not stay apart.
+        RerouteError: an unknown name, or a decoder in which the preset's decisions do not stay apart or would read a
+            block without plain attention.
     """
     if name not in presets():
         raise unknown("preset", name, presets())
@@ -79,10 +80,19 @@ def preset(
     # the original methods bring their own score and positions  RR-CFG-013
     changed = entry.get("without_first_stage", {}).get(str(num_layers), {})
     keeps = [changed["keep"]] * len(layers) if "keep" in changed else entry["keep"][tier]
+    score = ScoreRule(**changed.get("score", entry.get("score", {})))
+    if score.source == "previous" and attention_layers is not None:
+        for layer in layers:
+            if layer - 1 not in attention_layers:
+                raise RerouteError(
+                    "preset",
+                    f"{name!r} would read block {layer - 1}, which has no plain attention",
+                    "use a preset that scores in the deciding block's own terms",
+                )
     return Schedule(
         action=entry["action"],
         decisions=tuple(Decision(layer, keep) for layer, keep in zip(layers, keeps, strict=True)),
-        score=ScoreRule(**changed.get("score", entry.get("score", {}))),
+        score=score,
         positions=entry.get("positions", "preserve"),
         label=f"{name}, {num_layers} blocks, {origin}",
     )
