@@ -15,7 +15,7 @@ from .cache import RowCache
 from .checks import Decoder, check_inputs, features_of
 from .families import family_of, features_per_image, placeholder_mask
 from .huggingface import HuggingFaceDecoder
-from .merge import Merged, merged
+from .merge import Merged, features_given, merged
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_prompts(
 
 def _merged(decoder: Decoder, inputs: Mapping[str, Any]) -> Merged:
     if isinstance(decoder, HuggingFaceDecoder):
-        if inputs.get("input_ids") is not None and inputs.get("mm_encoder_outputs") is None:
+        if inputs.get("input_ids") is not None and not features_given(decoder, inputs):
             features_of(decoder, inputs)  # refuses what does not match, before the vision tower runs
         found = merged(decoder, inputs)
         # four axes of positions: the first counts text for packed sequences, the others are the coordinates
@@ -132,7 +132,7 @@ def _spans(
     counts = visual.sum(dim=1).tolist()
     if visual.shape[1] == 1:
         return [[1] * n for n in counts]
-    if inputs.get("input_ids") is None or inputs.get("mm_encoder_outputs") is not None:
+    if inputs.get("input_ids") is None or features_given(decoder, inputs):
         size = features_per_image(decoder.model)
         return [None if size is None or n % size else [size] * (n // size) for n in counts]
     left = {token: list(rows) for token, rows in features_of(decoder, inputs)}
