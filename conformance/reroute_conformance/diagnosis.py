@@ -67,7 +67,7 @@ def score_rule(judge: RequestJudge, stage: Stage, scores: Measured) -> tuple[str
         for rule, reading, values in _readings(judge, stage):
             noise = scores.plain - scores.oracle  # as large an error as the plain run's is no other reading
             if values.isfinite().all() and close(Measured(scores.actual, values + noise, values)):
-                return rule, f"; they are those {reading}"
+                return rule, f"these are the scores {reading}; "
         # what float16 rounding could do is a matter of precision; more is another formula
         if bool((scores.actual - scores.oracle).abs().max() <= 1e-2 * scores.oracle.max()):
             return "RR-SCORE-003", ""
