@@ -134,6 +134,6 @@ def decode_rule(judge: RequestJudge, tokens: Tensor, logits: Measured) -> tuple[
     if close(Measured(logits.actual, values + (logits.plain - logits.oracle), values)):
         return (
             "RR-KV-004",
-            "; they are those of positions that continue from the rows of the last block's cache",
+            "these are the logits of positions that continue from the last block's cached rows; ",
         )
     return "RR-KV-002", ""

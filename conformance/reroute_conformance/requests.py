@@ -86,7 +86,7 @@ class RequestJudge:
         right = self.require(
             rule,
             f"{where}, scores [candidate]",
-            lambda: describe(scores) + reading,
+            lambda: reading + describe(scores),
             close=close,
             scores=scores,
         )
@@ -237,7 +237,7 @@ class RequestJudge:
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
         where = "decode logits [token, vocabulary]"
         self.require(
-            rule, where, lambda: describe(logits) + reading, close=close, decode_logits=logits, **names
+            rule, where, lambda: reading + describe(logits), close=close, decode_logits=logits, **names
         )
 
     def measured(self, actual: Tensor, computed: Sequence[Tensor]) -> Measured:
