@@ -9,9 +9,8 @@ import torch
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
-from .cache import RowCache
 from .decoder import CanonicalDecoder
-from .families import PLAIN_ATTENTION, Medium, family_of
+from .families import PLAIN_ATTENTION
 from .huggingface import HuggingFaceDecoder
 
 Decoder = CanonicalDecoder | HuggingFaceDecoder
@@ -113,101 +112,3 @@ def _check_columns(field: str, mask: Any, shape: tuple[int, int]) -> None:
     if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != shape):
         found = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
         raise RerouteError(field, f"has {found}", f"give one of shape {list(shape)}")
-
-
-def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
-    """Per kind of visual input its placeholder id and the rows of every image or video, in order.
-
-    Raises:
-        RerouteError: a missing companion, or features that are not as many as the placeholders (RR-ERR-005).
-    """
-    config: Any = decoder.model.config
-    media = family_of(decoder.model).media
-    if inputs["input_ids"].shape[1] == 1 and all(inputs.get(medium.pixels) is None for medium in media):
-        return []  # one row is never routable; a model may well generate a placeholder's id
-    found = []
-    for medium in media:
-        token = int(getattr(config, medium.placeholder))
-        placeholders = int((inputs["input_ids"] == token).sum())
-        rows = _rows_of(medium, config, inputs)
-        # RR-ERR-005
-        if sum(rows) != placeholders:
-            raise RerouteError(
-                f"inputs[{medium.pixels}]",
-                f"placeholders and features do not match: {placeholders} rows of input_ids hold {medium.placeholder}, "
-                f"the model would make {sum(rows)}",
-                "give input_ids and pixels of one call of the processor",
-            )
-        _check_whole(inputs["input_ids"] == token, rows, medium)
-        mask = inputs.get("attention_mask")
-        hidden = mask is not None and bool(((inputs["input_ids"] == token) & (mask == 0)).any())
-        if decoder.mrope and hidden and inputs.get("position_ids") is None:
-            raise RerouteError(
-                "inputs[attention_mask]",
-                "hides rows of an image, whose positions follow from its whole grid",
-                "show whole images, or give position_ids",
-            )
-        found.append((token, rows))
-    return found
-
-
-def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
-    """Refuse a request that ends inside an image, whose rest another request would be given."""
-    left = list(rows)
-    for request, held in enumerate(placeholders.sum(dim=1).tolist()):
-        whole = 0
-        while whole < held:
-            whole += left.pop(0)
-        if whole != held:
-            raise RerouteError(
-                f"inputs[{medium.pixels}]",
-                f"placeholders and features do not match: request {request} holds {held}, its images {whole}",
-                "give every request its own whole images, in the order of the batch",
-            )
-
-
-def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int]:
-    if inputs.get(medium.pixels) is None:
-        return []
-    for name in medium.companions:
-        if not isinstance(inputs.get(name), Tensor):
-            raise RerouteError(
-                f"inputs[{name}]", f"is missing beside {medium.pixels}", "give all that the processor returns"
-            )
-    return medium.features(config, inputs)
-
-
-def check_cache(decoder: Decoder, cache: Any, batch: int, schedule: Schedule) -> list[RowCache]:
-    """The caches of a later turn, one per request, in any order the caller moved them to (RR-KV-010).
-
-    Raises:
-        RerouteError: a cache that the reference has not filled, or of another model, precision or batch (RR-KV-011).
-    """
-    if not isinstance(cache, (list, tuple)) or not all(isinstance(entry, RowCache) for entry in cache):
-        raise RerouteError(
-            "cache", f"is a {type(cache).__name__}", "give the cache that an earlier run returned"
-        )
-    if len(cache) != batch:
-        raise RerouteError("cache", f"holds {len(cache)} requests", f"the inputs hold {batch}")
-    for index, entry in enumerate(cache):
-        filled = len(entry.storage.layers)
-        if filled != decoder.num_layers:
-            problem = f"is of {filled} blocks and {entry.length} rows"
-            raise RerouteError(
-                f"cache[{index}]", problem, f"give one that a run of these {decoder.num_layers} blocks filled"
-            )
-        dtypes = {entry.keys_values(layer)[0].dtype for layer in range(filled) if entry.rows(layer)}
-        if not dtypes <= {decoder.dtype}:
-            problem = f"holds {', '.join(map(str, dtypes))}"
-            raise RerouteError(
-                f"cache[{index}]", problem, f"continue in the precision it was filled in, not {decoder.dtype}"
-            )
-        if schedule.decisions and entry.renumbered != (schedule.positions == "renumber"):
-            filled_under = "renumber" if entry.renumbered else "preserve"
-            raise RerouteError(
-                "positions",
-                f"{schedule.positions!r} over a cache of {filled_under!r}",
-                "keep one per session",
-            )
-    # each holds its caches, its length and its next position: requests move whole  RR-KV-010
-    return list(cache)

@@ -45,6 +45,8 @@ class CanonicalDecoder:
             name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
         }
         self.dtype = self.weights["norm.weight"].dtype
+        self.key_heads, self.head_dim = config.shape.num_key_value_heads, config.shape.head_dim
+        self.vocabulary, self.width = self.weights["embed_tokens.weight"].shape
 
     def storage(self) -> DynamicCache:
         """An empty cache."""

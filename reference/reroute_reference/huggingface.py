@@ -42,6 +42,11 @@ class HuggingFaceDecoder:
         self.kinds = block_kinds(self.decoder)
         self.mrope = self.parts.mrope
         self.dtype: torch.dtype = next(self.decoder.parameters()).dtype
+        self.key_heads = int(config.num_key_value_heads)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_dim, self.width = int(width), int(config.hidden_size)
+        embedding: Any = self.decoder.get_submodule("embed_tokens")
+        self.vocabulary = int(embedding.weight.shape[0])
 
     def storage(self) -> DynamicCache:
         """An empty cache: keys and values of a block with plain attention, the states of one with linear attention."""

@@ -12,8 +12,9 @@ from reroute_spec import RerouteError
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder, check_inputs, features_of
+from .checks import Decoder, check_inputs
 from .families import family_of, features_per_image, placeholder_mask
+from .features import features_of
 from .huggingface import HuggingFaceDecoder
 from .merge import Merged, features_given, merged
 

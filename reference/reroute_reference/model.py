@@ -13,7 +13,8 @@ from reroute_spec import RerouteError, RoutingTrace, Schedule
 from torch import Tensor, nn
 
 from .cache import RowCache
-from .checks import Decoder, check_cache, check_inputs, check_schedule
+from .check_cache import check_cache, check_one, check_tokens
+from .checks import Decoder, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts
@@ -133,8 +134,14 @@ def generate(
 def forced_logits(
     model: nn.Module | CanonicalDecoder, cache: RowCache, tokens: Int[Tensor, " n"], *, chunk: bool = False
 ) -> Float[Tensor, "n V"]:
-    """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005)."""
+    """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005).
+
+    Raises:
+        RerouteError: a cache that this model has not filled, or tokens it has no embedding of; the cache stays as it is.
+    """
     decoder = as_decoder(model, None)
+    check_one(decoder, cache, "cache")
+    check_tokens(decoder, tokens)
     parts = [tokens] if chunk else [tokens[i : i + 1] for i in range(len(tokens))]
     return torch.cat([decoder.head(extend(decoder, cache, decoder.embed(part))) for part in parts])
 

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from reroute_spec import Decision, RerouteError, Schedule, select
 from torch import Tensor, nn
 
-from .checks import check_inputs, features_of
+from .checks import check_inputs
 from .families import VisionTower, placeholder_mask, vision_tower_of
+from .features import features_of
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
 from .precision import in_precision

@@ -1,0 +1,74 @@
+"""What is refused of images and videos before the vision tower runs: placeholders without features, and the reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reroute_spec import RerouteError
+from torch import Tensor
+
+from .families import Medium, family_of
+from .huggingface import HuggingFaceDecoder
+
+
+def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
+    """Per kind of visual input its placeholder id and the rows of every image or video, in order.
+
+    Raises:
+        RerouteError: a missing companion, or features that are not as many as the placeholders (RR-ERR-005).
+    """
+    config: Any = decoder.model.config
+    media = family_of(decoder.model).media
+    if inputs["input_ids"].shape[1] == 1 and all(inputs.get(medium.pixels) is None for medium in media):
+        return []  # one row is never routable; a model may well generate a placeholder's id
+    found = []
+    for medium in media:
+        token = int(getattr(config, medium.placeholder))
+        placeholders = int((inputs["input_ids"] == token).sum())
+        rows = _rows_of(medium, config, inputs)
+        # RR-ERR-005
+        if sum(rows) != placeholders:
+            raise RerouteError(
+                f"inputs[{medium.pixels}]",
+                f"placeholders and features do not match: {placeholders} rows of input_ids hold {medium.placeholder}, "
+                f"the model would make {sum(rows)}",
+                "give input_ids and pixels of one call of the processor",
+            )
+        _check_whole(inputs["input_ids"] == token, rows, medium)
+        mask = inputs.get("attention_mask")
+        hidden = mask is not None and bool(((inputs["input_ids"] == token) & (mask == 0)).any())
+        if decoder.mrope and hidden and inputs.get("position_ids") is None:
+            raise RerouteError(
+                "inputs[attention_mask]",
+                "hides rows of an image, whose positions follow from its whole grid",
+                "show whole images, or give position_ids",
+            )
+        found.append((token, rows))
+    return found
+
+
+def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
+    """Refuse a request that ends inside an image, whose rest another request would be given."""
+    left = list(rows)
+    for request, held in enumerate(placeholders.sum(dim=1).tolist()):
+        whole = 0
+        while whole < held:
+            whole += left.pop(0)
+        if whole != held:
+            raise RerouteError(
+                f"inputs[{medium.pixels}]",
+                f"placeholders and features do not match: request {request} holds {held}, its images {whole}",
+                "give every request its own whole images, in the order of the batch",
+            )
+
+
+def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+    if inputs.get(medium.pixels) is None:
+        return []
+    for name in medium.companions:
+        if not isinstance(inputs.get(name), Tensor):
+            raise RerouteError(
+                f"inputs[{name}]", f"is missing beside {medium.pixels}", "give all that the processor returns"
+            )
+    return medium.features(config, inputs)
