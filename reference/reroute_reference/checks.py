@@ -89,6 +89,14 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
     for name in ("attention_mask", "visual_mask", "labels"):
         _check_columns(f"inputs[{name}]", inputs.get(name), (batch, length))
     mask = inputs.get("attention_mask")
+    if mask is not None:
+        other = mask[(mask != 0) & (mask != 1)]  # NaN too: it is no number
+        if len(other):
+            raise RerouteError(
+                "inputs[attention_mask]",
+                f"holds {other[0].item()}",
+                "give 1 on real rows and 0 on padding: no additive mask, no numbers of packed segments",
+            )
     for row in [] if mask is None else (mask != 0).any(dim=1).logical_not().nonzero()[:, 0].tolist():
         raise RerouteError(f"attention_mask[{row}]", "has no real row", "give at least one token per request")
     positions = inputs.get("position_ids")

@@ -1,0 +1,45 @@
+"""Inputs that a model would misread without a word are refused by name."""
+
+import pytest
+import torch
+from reroute_reference import run
+from reroute_spec import RerouteError
+
+from . import zoo
+from .zoo import SMALL
+
+LAYOUT = ("ttt", SMALL, "tttt")
+every_family = pytest.mark.parametrize("family", zoo.FAMILIES)
+qwen_family = pytest.mark.parametrize("family", zoo.QWEN)
+
+
+def assert_refused(field, family, changes, batch=None, schedule=zoo.UNROUTED, **rest):
+    given = {**(batch or zoo.inputs(family, LAYOUT)), **changes}
+    with pytest.raises(RerouteError) as error:
+        run(zoo.model(family), given, schedule, **rest)
+    assert error.value.field == field
+    assert error.value.remedy
+    return str(error.value)
+
+
+@every_family
+def test_a_mask_of_other_values_than_0_and_1(family):
+    ones = zoo.inputs(family, LAYOUT)["attention_mask"]
+    for value in (-1e9, torch.nan, 0.5, -torch.inf):
+        mask = ones.float()
+        mask[0, :2] = value
+        message = assert_refused("inputs[attention_mask]", family, {"attention_mask": mask})
+        assert f"holds {mask[0, 0].item()}" in message
+    for value in (2, -1):
+        mask = ones.clone()
+        mask[0, :2] = value
+        assert_refused("inputs[attention_mask]", family, {"attention_mask": mask})
+    batch = zoo.inputs(family, LAYOUT, pads=[2])
+    expected = run(zoo.model(family), batch, zoo.UNROUTED).logits
+    for mask in (
+        batch["attention_mask"].float(),
+        batch["attention_mask"].bool(),
+        batch["attention_mask"].int(),
+    ):
+        found = run(zoo.model(family), {**batch, "attention_mask": mask}, zoo.UNROUTED).logits
+        assert torch.equal(found[:, 2:], expected[:, 2:])
