@@ -48,6 +48,34 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
     return found
 
 
+def check_types(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> None:
+    """Refuse types that are not those of the tokens: M-RoPE would count other rows as the image's (RR-BLOCK-012)."""
+    media, types = family_of(decoder.model).media, inputs.get("mm_token_type_ids")
+    beside = {name for medium in media for name in medium.companions}
+    if types is None or "mm_token_type_ids" not in beside:
+        return
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if not isinstance(types, Tensor) or types.shape != ids.shape:
+        found = f"shape {list(types.shape)}" if isinstance(types, Tensor) else f"type {type(types).__name__}"
+        raise RerouteError(
+            "inputs[mm_token_type_ids]", f"has {found}", f"give one of shape {list(ids.shape)}"
+        )
+    if all(inputs.get(name) is None for name in beside - {"mm_token_type_ids"}):
+        return  # nothing to place: the model does not read them
+    expected = ids.new_zeros(ids.shape)
+    for kind, medium in enumerate(media, start=1):  # 1 image, 2 video, as processors number them
+        expected[ids == getattr(decoder.model.config, medium.placeholder)] = kind
+    wrong = types != expected
+    wrong = wrong if mask is None else wrong & (mask != 0)
+    for row, column in wrong.nonzero()[:1].tolist():
+        raise RerouteError(
+            "inputs[mm_token_type_ids]",
+            f"is {types[row, column].item()} at row {column} of request {row}, whose token says "
+            f"{int(expected[row, column])}",
+            "give what the processor returned with these input_ids",
+        )
+
+
 def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
     """Refuse a request that ends inside an image, whose rest another request would be given."""
     left = list(rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .cache import RowCache
 from .checks import Decoder, check_inputs
 from .families import family_of, features_per_image, placeholder_mask
-from .features import features_of
+from .features import check_types, features_of
 from .huggingface import HuggingFaceDecoder
 from .merge import Merged, features_given, merged
 
@@ -89,8 +89,10 @@ def read_prompts(
 
 def _merged(decoder: Decoder, inputs: Mapping[str, Any]) -> Merged:
     if isinstance(decoder, HuggingFaceDecoder):
-        if inputs.get("input_ids") is not None and not features_given(decoder, inputs):
-            features_of(decoder, inputs)  # refuses what does not match, before the vision tower runs
+        if inputs.get("input_ids") is not None:  # refuses what does not match, before the vision tower runs
+            check_types(decoder, inputs)
+            if not features_given(decoder, inputs):
+                features_of(decoder, inputs)
         found = merged(decoder, inputs)
         # four axes of positions: the first counts text for packed sequences, the others are the coordinates
         positions = found.positions

@@ -43,3 +43,27 @@ def test_a_mask_of_other_values_than_0_and_1(family):
     ):
         found = run(zoo.model(family), {**batch, "attention_mask": mask}, zoo.UNROUTED).logits
         assert torch.equal(found[:, 2:], expected[:, 2:])
+
+
+@qwen_family
+def test_token_types_that_are_not_those_of_the_tokens(family):
+    types = zoo.inputs(family, LAYOUT)["mm_token_type_ids"]
+    late = types.clone()
+    late[0, 4] = 0
+    for wrong in (
+        torch.zeros_like(types),
+        2 * types,
+        late,
+        torch.ones_like(types),
+        types[:, 1:],
+        types[0],
+        "types",
+    ):
+        assert_refused("inputs[mm_token_type_ids]", family, {"mm_token_type_ids": wrong})
+    batch = zoo.inputs(family, ("tt", (2, 4, 6), "t", SMALL, "tt"), pads=[2])
+    swapped = batch["mm_token_type_ids"] * 2 % 3
+    assert_refused("inputs[mm_token_type_ids]", family, {"mm_token_type_ids": swapped}, batch)
+    padding = batch["mm_token_type_ids"].clone()
+    padding[0, 0] = 1  # of a row of padding: nothing reads it
+    found = run(zoo.model(family), {**batch, "mm_token_type_ids": padding}, zoo.UNROUTED).logits
+    assert torch.equal(found[:, 2:], run(zoo.model(family), batch, zoo.UNROUTED).logits[:, 2:])
