@@ -23,8 +23,11 @@ class HuggingFaceDecoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if model.training:  # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
-            raise RerouteError("model", "is in training mode", "call model.eval() first")
+        # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
+        for name, module in model.named_modules():
+            if module.training:
+                where = f"its {name} is" if name else "is"
+                raise RerouteError("model", f"{where} in training mode", "call model.eval() first")
         self.model = model
         self.decoder, self.parts = text_decoder_of(model)
         check_attention(self.decoder, self.parts.kinds)
