@@ -90,9 +90,9 @@ def read_prompts(
 def _merged(decoder: Decoder, inputs: Mapping[str, Any]) -> Merged:
     if isinstance(decoder, HuggingFaceDecoder):
         if inputs.get("input_ids") is not None:  # refuses what does not match, before the vision tower runs
-            check_types(decoder, inputs)
             if not features_given(decoder, inputs):
                 features_of(decoder, inputs)
+            check_types(decoder, inputs)
         found = merged(decoder, inputs)
         # four axes of positions: the first counts text for packed sequences, the others are the coordinates
         positions = found.positions
