@@ -91,7 +91,10 @@ def route(
             ask = score
             if earlier[asked]:  # U holds what earlier turns cached there  RR-KV-007
                 ask = partial(score, earlier=cache.keys_values(asked)[0][:, : earlier[asked]])
-            scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
+            try:
+                scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
+            except RerouteError as error:
+                raise _traced(error, asked, prompt, cache, earlier) from None
             records.append(choose(request, stage.index, pool, scores, selected, replay))
             selected = records[-1].selected
 
@@ -173,7 +176,7 @@ def score(
     for ordinal, value in zip(pool, values, strict=True):
         # NaN is never ordered  RR-SEL-005
         if value != value:
-            broken = [row for row in alive if hidden[row].isnan().any()]  # one NaN spoils every score
+            broken = [row for row in alive if not hidden[row].isfinite().all()]  # one spoils every score
             row = broken[0] if broken else request.visual_rows[ordinal]
             raise RerouteError(
                 f"scores[{ordinal}]",
@@ -181,6 +184,25 @@ def score(
                 "look for NaN in the inputs or an overflow in an earlier block",
             )
     return values
+
+
+def _traced(
+    error: RerouteError, layer: int, prompt: Prompt, cache: RowCache, earlier: Sequence[int]
+) -> RerouteError:
+    """The error of a NaN score, naming what was not finite before the first block, where something was."""
+    broken = prompt.embeddings.isfinite().all(dim=-1).logical_not().nonzero()[:, 0].tolist()
+    asks = f"is NaN at the decision that asks block {layer}"
+    if broken:
+        problem = f"{asks}: prompt row {broken[0]} is not finite as it enters the decoder"
+        return RerouteError(
+            error.field, problem, "look at the inputs, or at what the vision tower makes of them"
+        )
+    for block in range(layer + 1):
+        for held in cache.keys_values(block) if earlier[block] else ():
+            if not held[:, : earlier[block]].isfinite().all():
+                problem = f"{asks}: the cache of earlier turns is not finite in block {block}"
+                return RerouteError(error.field, problem, "run the earlier turns anew, from finite inputs")
+    return error
 
 
 def routed_block(
