@@ -13,6 +13,8 @@ from .decoder import CanonicalDecoder
 from .families import PLAIN_ATTENTION
 from .huggingface import HuggingFaceDecoder
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Decoder = CanonicalDecoder | HuggingFaceDecoder
 
 _ELSEWHERE = {
@@ -20,6 +22,14 @@ _ELSEWHERE = {
     "prefill_chunk_size": "give the prompt whole: two calls are two turns",
     "assistant_model": "assisted generation is not defined for routed prompts",
 }
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse a precision that nothing is computed in."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise RerouteError(
+            "dtype", f"{dtype!r} is none of {', '.join(map(str, _DTYPES))}", "give one of them, or none"
+        )
 
 
 def check_schedule(decoder: Decoder, schedule: Schedule) -> None:

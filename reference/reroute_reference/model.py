@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from .cache import RowCache
 from .check_cache import check_cache, check_one, check_tokens
-from .checks import Decoder, check_inputs, check_schedule
+from .checks import Decoder, check_dtype, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts
 from .precision import in_precision
 from .routing import Replay, RoutedRow, extend, route
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,7 @@ def run(
     Raises:
         RerouteError: what the schedule, the model, the cache or the inputs cannot mean, naming the field.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise RerouteError(
-            "dtype", f"{dtype!r} is none of {', '.join(map(str, _DTYPES))}", "give one of them, or none"
-        )
+    check_dtype(dtype)
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
     decoder = decoder if dtype is None else as_decoder(model, dtype)
