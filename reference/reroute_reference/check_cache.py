@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder
+from .checks import Decoder, check_ids
 from .families import PLAIN_ATTENTION
 
 
@@ -96,12 +95,3 @@ def check_tokens(decoder: Decoder, tokens: Any) -> Int[Tensor, " n"]:
         raise RerouteError("tokens", found, "give a tensor of one axis with at least one token id")
     check_ids("tokens", tokens, decoder.vocabulary)
     return tokens
-
-
-def check_ids(field: str, ids: Tensor, vocabulary: int) -> None:
-    """Refuse token ids that have no embedding."""
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise RerouteError(field, f"holds {ids.dtype}", "give token ids as int64 or int32")
-    outside = ids[(ids < 0) | (ids >= vocabulary)]
-    if len(outside):
-        raise RerouteError(field, f"holds {int(outside[0])}", f"give ids from 0 to {vocabulary - 1}")

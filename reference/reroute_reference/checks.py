@@ -13,6 +13,7 @@ from .decoder import CanonicalDecoder
 from .families import PLAIN_ATTENTION
 from .huggingface import HuggingFaceDecoder
 
+_INTEGERS = (torch.int32, torch.int64)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Decoder = CanonicalDecoder | HuggingFaceDecoder
@@ -85,15 +86,24 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
             continue
         # RR-ERR-005
         right = isinstance(value, Tensor) and value.ndim in ndims and 0 not in value.shape
-        if not right or value.is_floating_point() != floating:
+        if not right or not (value.is_floating_point() if floating else value.dtype in _INTEGERS):
             found = (
                 f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             )
-            kind = "a floating" if floating else "an integer"
+            kind = "a floating" if floating else "an int64 or int32"
             axes = " or ".join(map(str, ndims))
             raise RerouteError(
                 f"inputs[{name}]", f"is {found}", f"give {kind} tensor of {axes} axes, none of them empty"
             )
+    if embeds is not None and embeds.shape[-1] != decoder.width:
+        problem = f"are {embeds.shape[-1]} wide"
+        raise RerouteError("inputs[inputs_embeds]", problem, f"give [B, S, {decoder.width}]")
+    if embeds is not None and tokens is not None:
+        if isinstance(decoder, HuggingFaceDecoder):
+            raise RerouteError("inputs[inputs_embeds]", "are given beside input_ids", "give one of the two")
+        _check_columns("inputs[input_ids]", tokens, embeds.shape[:2])
+    if tokens is not None:
+        check_ids("inputs[input_ids]", tokens, decoder.vocabulary)
     columns: Any = tokens if embeds is None else embeds
     batch, length = columns.shape[:2]
     for name in ("attention_mask", "visual_mask", "labels"):
@@ -109,10 +119,17 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
             )
     for row in [] if mask is None else (mask != 0).any(dim=1).logical_not().nonzero()[:, 0].tolist():
         raise RerouteError(f"attention_mask[{row}]", "has no real row", "give at least one token per request")
+    if inputs.get("labels") is not None:
+        labels = inputs["labels"]
+        answered = (labels != -100) if mask is None else (labels != -100) & (mask != 0)
+        check_ids("inputs[labels]", labels[answered], decoder.vocabulary)
     positions = inputs.get("position_ids")
     if positions is not None:
         shape = tuple(positions.shape)
-        if shape[-1] != length or shape[-2] not in (1, batch) or shape[:-2] not in ((), (3,), (4,)):
+        # a model may be given a fourth axis, which counts text for packed sequences
+        packed = ((4,),) if isinstance(decoder, HuggingFaceDecoder) else ()
+        axes_of_positions = ((), (3,), *packed)
+        if shape[-1] != length or shape[-2] not in (1, batch) or shape[:-2] not in axes_of_positions:
             raise RerouteError(
                 "inputs[position_ids]", f"have shape {list(shape)}", f"give [{batch}, {length}]"
             )
@@ -123,10 +140,53 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
         raise RerouteError(
             "inputs[images]", "is no list of one list per request", f"give {batch} lists of feature counts"
         )
+    for index, counts in enumerate(images or ()):
+        if not isinstance(counts, (list, tuple)) or not all(_is_count(count) for count in counts):
+            problem = f"is {counts!r}"
+            raise RerouteError(
+                f"inputs[images][{index}]",
+                problem,
+                "give a list of the feature count of every image, each >= 1",
+            )
     return int(batch)
 
 
-def _check_columns(field: str, mask: Any, shape: tuple[int, int]) -> None:
-    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != shape):
+def check_decisions(decisions: Any, batch: int) -> None:
+    """Refuse what is no selection per decision of every request; whether it could be made is seen as it is replayed."""
+    if decisions is None:
+        return
+    if not isinstance(decisions, Sequence) or isinstance(decisions, str) or len(decisions) != batch:
+        sized = isinstance(decisions, Sequence) and not isinstance(decisions, str)
+        given = f"{len(decisions)} requests" if sized else f"a {type(decisions).__name__}"
+        raise RerouteError("decisions", f"are for {given}", f"give one list for each of {batch} requests")
+    for index, replay in enumerate(decisions):
+        if not isinstance(replay, (list, tuple)):
+            problem = f"is {replay!r}"
+            raise RerouteError(f"decisions[{index}]", problem, "give a list of one selection per decision")
+        for place, selected in enumerate(replay):
+            if not isinstance(selected, (list, tuple)) or not all(
+                isinstance(ordinal, int) and not isinstance(ordinal, bool) for ordinal in selected
+            ):
+                problem = f"is {selected!r}"
+                raise RerouteError(
+                    f"decisions[{index}][{place}]", problem, "give a list of visual ordinals (int), ascending"
+                )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_ids(field: str, ids: Tensor, vocabulary: int) -> None:
+    """Refuse token ids that have no embedding."""
+    if ids.dtype not in _INTEGERS:
+        raise RerouteError(field, f"holds {ids.dtype}", "give token ids as int64 or int32")
+    outside = ids[(ids < 0) | (ids >= vocabulary)]
+    if len(outside):
+        raise RerouteError(field, f"holds {int(outside[0])}", f"give ids from 0 to {vocabulary - 1}")
+
+
+def _check_columns(field: str, mask: Any, shape: Sequence[int]) -> None:
+    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(shape)):
         found = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
         raise RerouteError(field, f"has {found}", f"give one of shape {list(shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from reroute_spec import RerouteError
 from torch import Tensor
 
@@ -99,4 +100,35 @@ def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int
             raise RerouteError(
                 f"inputs[{name}]", f"is missing beside {medium.pixels}", "give all that the processor returns"
             )
+    _check_pixels(medium, config.vision_config, inputs)
     return medium.features(config, inputs)
+
+
+def _check_pixels(medium: Medium, vision: Any, inputs: Mapping[str, Any]) -> None:
+    """Refuse pixels and grids that the vision tower cannot read."""
+    pixels, field = inputs[medium.pixels], f"inputs[{medium.pixels}]"
+    found = (
+        f"has shape {list(pixels.shape)}" if isinstance(pixels, Tensor) else f"is a {type(pixels).__name__}"
+    )
+    if not medium.companions:  # images of one size
+        one = (vision.num_channels, vision.image_size, vision.image_size)
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != one:
+            raise RerouteError(field, found, f"give [images, {', '.join(map(str, one))}]")
+        return
+    # rows of patches, as many as the grid says
+    name = medium.companions[0]
+    grid, merge = inputs[name], int(vision.spatial_merge_size)
+    if grid.ndim != 2 or grid.shape[1] != 3 or grid.dtype not in (torch.int32, torch.int64):
+        problem = f"is {grid.dtype} {list(grid.shape)}"
+        raise RerouteError(
+            f"inputs[{name}]", problem, "give [n, 3], integers: time, height, width in patches"
+        )
+    for index, patches in enumerate(grid.tolist()):
+        if min(patches) < 1 or patches[1] % merge or patches[2] % merge:
+            problem = f"is {patches} at {index}"
+            remedy = f"give counts >= 1, height and width in multiples of {merge}"
+            raise RerouteError(f"inputs[{name}]", problem, remedy)
+    rows = int(grid.prod(dim=-1).sum())
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    if not isinstance(pixels, Tensor) or tuple(pixels.shape) != (rows, width):
+        raise RerouteError(field, found, f"the grid says {rows} patches of {width} values")

@@ -129,6 +129,14 @@ def _spans(
 ) -> list[list[int] | None]:
     """Rows of every image or video per request: given, or by feature counts, never by gaps (RR-BUD-003)."""
     if inputs.get("images") is not None:
+        for row, (given, flagged) in enumerate(
+            zip(inputs["images"], visual.sum(dim=1).tolist(), strict=True)
+        ):
+            if sum(given) != flagged:
+                problem = f"hold {sum(given)} features"
+                raise RerouteError(
+                    f"inputs[images][{row}]", problem, f"they must add up to the {flagged} visual rows"
+                )
         return [list(counts) for counts in inputs["images"]]
     if not isinstance(decoder, HuggingFaceDecoder):
         return [None] * len(visual)

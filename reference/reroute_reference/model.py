@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .cache import RowCache
 from .check_cache import check_cache, check_one, check_tokens
-from .checks import Decoder, check_dtype, check_inputs, check_schedule
+from .checks import Decoder, check_decisions, check_dtype, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts
@@ -160,6 +160,7 @@ def _route_batch(
     cache: Sequence[RowCache] | None,
 ) -> tuple[list[Prompt], list[RoutedRow]]:
     batch = check_inputs(decoder, inputs)
+    check_decisions(decisions, batch)
     if schedule.action == "delete" and inputs.get("labels") is not None:  # RR-ERR-004
         raise RerouteError(
             "inputs[labels]", "removed rows have no logits under action 'delete'", "leave labels out"
@@ -170,15 +171,6 @@ def _route_batch(
         )
     caches = None if cache is None else check_cache(decoder, cache, batch, schedule)
     prompts = read_prompts(decoder, inputs, caches)
-    if decisions is not None and (not isinstance(decisions, Sequence) or len(decisions) != len(prompts)):
-        given = (
-            f"{len(decisions)} requests"
-            if isinstance(decisions, Sequence)
-            else f"a {type(decisions).__name__}"
-        )
-        raise RerouteError(
-            "decisions", f"are for {given}", f"give one list for each of {len(prompts)} requests"
-        )
     replays = [None] * len(prompts) if decisions is None else decisions
     earlier = [None] * len(prompts) if caches is None else caches
     turns = zip(prompts, replays, earlier, strict=True)
@@ -191,7 +183,7 @@ def _loss(prompts: Sequence[Prompt], logits: Float[Tensor, "B S V"], labels: Int
     foretold = [logits[b, prompt.rows[:-1]] for b, prompt in enumerate(prompts)]
     targets = [labels[b, prompt.rows[1:]] for b, prompt in enumerate(prompts)]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(torch.cat(foretold).to(wide), torch.cat(targets))
+    return F.cross_entropy(torch.cat(foretold).to(wide), torch.cat(targets).long())
 
 
 def _padded(prompt: Prompt, row: RoutedRow, schedule: Schedule) -> Tensor:
