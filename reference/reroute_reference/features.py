@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,35 @@ import torch
 from reroute_spec import RerouteError
 from torch import Tensor
 
-from .families import Medium, family_of
+from .families import Medium, family_of, placeholder_mask
 from .huggingface import HuggingFaceDecoder
+
+
+def features_given(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> bool:
+    """Whether the features were made beforehand, as ``mm_encoder_outputs``, and this transformers takes them."""
+    merger = decoder.model.get_submodule(family_of(decoder.model).merger or "")
+    takes = "mm_encoder_outputs" in inspect.signature(type(merger).forward).parameters
+    return takes and inputs.get("mm_encoder_outputs") is not None
+
+
+def without_padding(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs with no placeholder in padding, where it means nothing (RR-POOL-002).
+
+    Where the features are as many as all placeholders, the mask hides rows of an image: those stay.
+    """
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None or mask is None or features_given(decoder, inputs):
+        return inputs
+    config: Any = decoder.model.config
+    tokens = {medium: int(getattr(config, medium.placeholder)) for medium in family_of(decoder.model).media}
+    if not ((mask == 0) & placeholder_mask(decoder.model, ids)).any():
+        return inputs
+    word = next(word for word in range(len(tokens) + 1) if word not in tokens.values())
+    for medium, token in tokens.items():
+        shown = int(((ids == token) & (mask != 0)).sum())
+        if sum(_rows_of(medium, config, inputs)) == shown:
+            ids = ids.masked_fill((ids == token) & (mask == 0), word)
+    return {**inputs, "input_ids": ids}
 
 
 def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
@@ -34,7 +62,8 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
                 f"inputs[{medium.pixels}]",
                 f"placeholders and features do not match: {placeholders} rows of input_ids hold {medium.placeholder}, "
                 f"the model would make {sum(rows)}",
-                "give input_ids and pixels of one call of the processor",
+                "give input_ids and pixels of one call of the processor; a placeholder's id that the model generated "
+                "has no features and goes on as a turn of that one row, the text after it as the next turn",
             )
         _check_whole(inputs["input_ids"] == token, rows, medium)
         mask = inputs.get("attention_mask")

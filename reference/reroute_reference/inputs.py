@@ -14,9 +14,9 @@ from torch import Tensor
 from .cache import RowCache
 from .checks import Decoder, check_inputs
 from .families import family_of, features_per_image, placeholder_mask
-from .features import check_types, features_of
+from .features import check_types, features_given, features_of, without_padding
 from .huggingface import HuggingFaceDecoder
-from .merge import Merged, features_given, merged
+from .merge import Merged, merged
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def read_prompts(
         RerouteError: a mask of the wrong shape or type, features without placeholders, or a row without real tokens.
     """
     check_inputs(decoder, inputs)
+    if isinstance(decoder, HuggingFaceDecoder):
+        inputs = without_padding(decoder, inputs)  # RR-POOL-002
     given = _merged(decoder, inputs)
     batch, length = given.embeddings.shape[:2]
     real = _mask(inputs.get("attention_mask"), given.embeddings, default=True)

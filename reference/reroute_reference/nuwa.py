@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .checks import check_dtype, check_inputs
 from .families import VisionTower, placeholder_mask, vision_tower_of
-from .features import features_of
+from .features import features_of, without_padding
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
 from .precision import in_precision
@@ -76,6 +76,7 @@ def first_stage(
             raise RerouteError(
                 f"inputs[{name}]", problem, "leave out, and give them to run() with what is left"
             )
+    inputs = without_padding(decoder, inputs)
     features_of(decoder, inputs)
     placeholders = placeholder_mask(decoder.model, inputs["input_ids"])
     real = inputs.get("attention_mask")

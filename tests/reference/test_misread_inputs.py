@@ -67,3 +67,32 @@ def test_token_types_that_are_not_those_of_the_tokens(family):
     padding[0, 0] = 1  # of a row of padding: nothing reads it
     found = run(zoo.model(family), {**batch, "mm_token_type_ids": padding}, zoo.UNROUTED).logits
     assert torch.equal(found[:, 2:], run(zoo.model(family), batch, zoo.UNROUTED).logits[:, 2:])
+
+
+@every_family
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_placeholder_in_padding_means_nothing(family, side):
+    model = zoo.model(family)
+    for layout in (LAYOUT, ("tttt",)):
+        batch = zoo.inputs(family, layout, ("t" * 20,), side=side, pads=[3, 0])
+        padded = batch["attention_mask"] == 0
+        ids = batch["input_ids"].masked_fill(padded, model.config.image_token_id)
+        expected = run(model, batch, zoo.pyramid(family))
+        found = run(model, {**batch, "input_ids": ids}, zoo.pyramid(family))
+        assert found.traces == expected.traces
+        assert torch.equal(found.logits[~padded], expected.logits[~padded])
+        assert ids[padded].eq(model.config.image_token_id).all()
+
+
+@every_family
+def test_a_generated_placeholder_goes_on_alone(family):
+    model = zoo.model(family)
+    cache = run(model, zoo.inputs(family, LAYOUT), zoo.pyramid(family)).cache
+    ids = torch.tensor([[model.config.image_token_id, 5, 6]])
+    message = assert_refused(
+        "inputs[pixel_values]", family, {}, {"input_ids": ids}, zoo.pyramid(family), cache=cache
+    )
+    assert "goes on as a turn of that one row" in message
+    alone = run(model, {"input_ids": ids[:, :1]}, zoo.pyramid(family), cache=cache)
+    later = run(model, {"input_ids": ids[:, 1:]}, zoo.pyramid(family), cache=alone.cache)
+    assert later.cache[0].length == cache[0].length + 3
