@@ -1,4 +1,4 @@
-"""What is refused before a model sees anything (RR-ERR-001): inputs that are no batch, features without rows, foreign caches."""
+"""What is refused of schedules, inputs and given selections before the model sees anything (RR-ERR-001)."""
 
 from __future__ import annotations
 

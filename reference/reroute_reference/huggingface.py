@@ -110,7 +110,7 @@ class HuggingFaceDecoder:
 
         A block of linear attention takes them in order after the states in its cache (RR-BLOCK-011).
         """
-        # linear attention takes the rows in order, after the states in the cache  RR-BLOCK-011
+        # RR-BLOCK-011
         output = self.blocks[
             layer
         ](

@@ -85,7 +85,7 @@ def run(
     stacked = torch.stack(hidden_states)
     logits = decoder.head(stacked)
     labels = inputs.get("labels")
-    # RR-ERR-003
+    # every request is answered: logits, a trace and a cache of its own, routed or not  RR-ERR-003
     return RoutedOutput(
         logits=logits,
         loss=None if labels is None else _loss(prompts, logits, labels),
