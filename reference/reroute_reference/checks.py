@@ -1,4 +1,4 @@
-"""What is refused before a model sees anything (RR-ERR-001): inputs that are no batch, features without rows, foreign caches."""
+"""What is refused of schedules, inputs and given selections before the model sees anything (RR-ERR-001)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
-from .cache import RowCache
 from .decoder import CanonicalDecoder
-from .families import PLAIN_ATTENTION, Medium, family_of
+from .families import PLAIN_ATTENTION
 from .huggingface import HuggingFaceDecoder
+
+_INTEGERS = (torch.int32, torch.int64)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Decoder = CanonicalDecoder | HuggingFaceDecoder
 
@@ -21,6 +23,14 @@ _ELSEWHERE = {
     "prefill_chunk_size": "give the prompt whole: two calls are two turns",
     "assistant_model": "assisted generation is not defined for routed prompts",
 }
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse a precision that nothing is computed in."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise RerouteError(
+            "dtype", f"{dtype!r} is none of {', '.join(map(str, _DTYPES))}", "give one of them, or none"
+        )
 
 
 def check_schedule(decoder: Decoder, schedule: Schedule) -> None:
@@ -76,26 +86,50 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
             continue
         # RR-ERR-005
         right = isinstance(value, Tensor) and value.ndim in ndims and 0 not in value.shape
-        if not right or value.is_floating_point() != floating:
+        if not right or not (value.is_floating_point() if floating else value.dtype in _INTEGERS):
             found = (
                 f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             )
-            kind = "a floating" if floating else "an integer"
+            kind = "a floating" if floating else "an int64 or int32"
             axes = " or ".join(map(str, ndims))
             raise RerouteError(
                 f"inputs[{name}]", f"is {found}", f"give {kind} tensor of {axes} axes, none of them empty"
             )
+    if embeds is not None and embeds.shape[-1] != decoder.width:
+        problem = f"are {embeds.shape[-1]} wide"
+        raise RerouteError("inputs[inputs_embeds]", problem, f"give [B, S, {decoder.width}]")
+    if embeds is not None and tokens is not None:
+        if isinstance(decoder, HuggingFaceDecoder):
+            raise RerouteError("inputs[inputs_embeds]", "are given beside input_ids", "give one of the two")
+        _check_columns("inputs[input_ids]", tokens, embeds.shape[:2])
+    if tokens is not None:
+        check_ids("inputs[input_ids]", tokens, decoder.vocabulary)
     columns: Any = tokens if embeds is None else embeds
     batch, length = columns.shape[:2]
     for name in ("attention_mask", "visual_mask", "labels"):
         _check_columns(f"inputs[{name}]", inputs.get(name), (batch, length))
     mask = inputs.get("attention_mask")
+    if mask is not None:
+        other = mask[(mask != 0) & (mask != 1)]  # NaN too: it is no number
+        if len(other):
+            raise RerouteError(
+                "inputs[attention_mask]",
+                f"holds {other[0].item()}",
+                "give 1 on real rows and 0 on padding: no additive mask, no numbers of packed segments",
+            )
     for row in [] if mask is None else (mask != 0).any(dim=1).logical_not().nonzero()[:, 0].tolist():
         raise RerouteError(f"attention_mask[{row}]", "has no real row", "give at least one token per request")
+    if inputs.get("labels") is not None:
+        labels = inputs["labels"]
+        answered = (labels != -100) if mask is None else (labels != -100) & (mask != 0)
+        check_ids("inputs[labels]", labels[answered], decoder.vocabulary)
     positions = inputs.get("position_ids")
     if positions is not None:
         shape = tuple(positions.shape)
-        if shape[-1] != length or shape[-2] not in (1, batch) or shape[:-2] not in ((), (3,), (4,)):
+        # a model may be given a fourth axis, which counts text for packed sequences
+        packed = ((4,),) if isinstance(decoder, HuggingFaceDecoder) else ()
+        axes_of_positions = ((), (3,), *packed)
+        if shape[-1] != length or shape[-2] not in (1, batch) or shape[:-2] not in axes_of_positions:
             raise RerouteError(
                 "inputs[position_ids]", f"have shape {list(shape)}", f"give [{batch}, {length}]"
             )
@@ -106,108 +140,53 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
         raise RerouteError(
             "inputs[images]", "is no list of one list per request", f"give {batch} lists of feature counts"
         )
+    for index, counts in enumerate(images or ()):
+        if not isinstance(counts, (list, tuple)) or not all(_is_count(count) for count in counts):
+            problem = f"is {counts!r}"
+            raise RerouteError(
+                f"inputs[images][{index}]",
+                problem,
+                "give a list of the feature count of every image, each >= 1",
+            )
     return int(batch)
 
 
-def _check_columns(field: str, mask: Any, shape: tuple[int, int]) -> None:
-    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != shape):
+def check_decisions(decisions: Any, batch: int) -> None:
+    """Refuse what is no selection per decision of every request; whether it could be made is seen as it is replayed."""
+    if decisions is None:
+        return
+    if not isinstance(decisions, Sequence) or isinstance(decisions, str) or len(decisions) != batch:
+        sized = isinstance(decisions, Sequence) and not isinstance(decisions, str)
+        given = f"{len(decisions)} requests" if sized else f"a {type(decisions).__name__}"
+        raise RerouteError("decisions", f"are for {given}", f"give one list for each of {batch} requests")
+    for index, replay in enumerate(decisions):
+        if not isinstance(replay, (list, tuple)):
+            problem = f"is {replay!r}"
+            raise RerouteError(f"decisions[{index}]", problem, "give a list of one selection per decision")
+        for place, selected in enumerate(replay):
+            if not isinstance(selected, (list, tuple)) or not all(
+                isinstance(ordinal, int) and not isinstance(ordinal, bool) for ordinal in selected
+            ):
+                problem = f"is {selected!r}"
+                raise RerouteError(
+                    f"decisions[{index}][{place}]", problem, "give a list of visual ordinals (int), ascending"
+                )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_ids(field: str, ids: Tensor, vocabulary: int) -> None:
+    """Refuse token ids that have no embedding."""
+    if ids.dtype not in _INTEGERS:
+        raise RerouteError(field, f"holds {ids.dtype}", "give token ids as int64 or int32")
+    outside = ids[(ids < 0) | (ids >= vocabulary)]
+    if len(outside):
+        raise RerouteError(field, f"holds {int(outside[0])}", f"give ids from 0 to {vocabulary - 1}")
+
+
+def _check_columns(field: str, mask: Any, shape: Sequence[int]) -> None:
+    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(shape)):
         found = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
         raise RerouteError(field, f"has {found}", f"give one of shape {list(shape)}")
-
-
-def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
-    """Per kind of visual input its placeholder id and the rows of every image or video, in order.
-
-    Raises:
-        RerouteError: a missing companion, or features that are not as many as the placeholders (RR-ERR-005).
-    """
-    config: Any = decoder.model.config
-    media = family_of(decoder.model).media
-    if inputs["input_ids"].shape[1] == 1 and all(inputs.get(medium.pixels) is None for medium in media):
-        return []  # one row is never routable; a model may well generate a placeholder's id
-    found = []
-    for medium in media:
-        token = int(getattr(config, medium.placeholder))
-        placeholders = int((inputs["input_ids"] == token).sum())
-        rows = _rows_of(medium, config, inputs)
-        # RR-ERR-005
-        if sum(rows) != placeholders:
-            raise RerouteError(
-                f"inputs[{medium.pixels}]",
-                f"placeholders and features do not match: {placeholders} rows of input_ids hold {medium.placeholder}, "
-                f"the model would make {sum(rows)}",
-                "give input_ids and pixels of one call of the processor",
-            )
-        _check_whole(inputs["input_ids"] == token, rows, medium)
-        mask = inputs.get("attention_mask")
-        hidden = mask is not None and bool(((inputs["input_ids"] == token) & (mask == 0)).any())
-        if decoder.mrope and hidden and inputs.get("position_ids") is None:
-            raise RerouteError(
-                "inputs[attention_mask]",
-                "hides rows of an image, whose positions follow from its whole grid",
-                "show whole images, or give position_ids",
-            )
-        found.append((token, rows))
-    return found
-
-
-def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
-    """Refuse a request that ends inside an image, whose rest another request would be given."""
-    left = list(rows)
-    for request, held in enumerate(placeholders.sum(dim=1).tolist()):
-        whole = 0
-        while whole < held:
-            whole += left.pop(0)
-        if whole != held:
-            raise RerouteError(
-                f"inputs[{medium.pixels}]",
-                f"placeholders and features do not match: request {request} holds {held}, its images {whole}",
-                "give every request its own whole images, in the order of the batch",
-            )
-
-
-def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int]:
-    if inputs.get(medium.pixels) is None:
-        return []
-    for name in medium.companions:
-        if not isinstance(inputs.get(name), Tensor):
-            raise RerouteError(
-                f"inputs[{name}]", f"is missing beside {medium.pixels}", "give all that the processor returns"
-            )
-    return medium.features(config, inputs)
-
-
-def check_cache(decoder: Decoder, cache: Any, batch: int, schedule: Schedule) -> list[RowCache]:
-    """The caches of a later turn, one per request, in any order the caller moved them to (RR-KV-010).
-
-    Raises:
-        RerouteError: a cache that the reference has not filled, or of another model, precision or batch (RR-KV-011).
-    """
-    if not isinstance(cache, (list, tuple)) or not all(isinstance(entry, RowCache) for entry in cache):
-        raise RerouteError(
-            "cache", f"is a {type(cache).__name__}", "give the cache that an earlier run returned"
-        )
-    if len(cache) != batch:
-        raise RerouteError("cache", f"holds {len(cache)} requests", f"the inputs hold {batch}")
-    for index, entry in enumerate(cache):
-        filled = len(entry.storage.layers)
-        if filled != decoder.num_layers:
-            problem = f"is of {filled} blocks and {entry.length} rows"
-            raise RerouteError(
-                f"cache[{index}]", problem, f"give one that a run of these {decoder.num_layers} blocks filled"
-            )
-        dtypes = {entry.keys_values(layer)[0].dtype for layer in range(filled) if entry.rows(layer)}
-        if not dtypes <= {decoder.dtype}:
-            problem = f"holds {', '.join(map(str, dtypes))}"
-            raise RerouteError(
-                f"cache[{index}]", problem, f"continue in the precision it was filled in, not {decoder.dtype}"
-            )
-        if schedule.decisions and entry.renumbered != (schedule.positions == "renumber"):
-            filled_under = "renumber" if entry.renumbered else "preserve"
-            raise RerouteError(
-                "positions",
-                f"{schedule.positions!r} over a cache of {filled_under!r}",
-                "keep one per session",
-            )
-    # each holds its caches, its length and its next position: requests move whole  RR-KV-010
-    return list(cache)

@@ -32,11 +32,22 @@ class CanonicalDecoder:
     def __init__(
         self, config: CanonicalConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
     ) -> None:
+        if not isinstance(weights, Mapping):
+            raise RerouteError("weights", f"is a {type(weights).__name__}", "give one tensor per name")
         shapes = config.weight_shapes()
+        norm = weights.get("norm.weight")
+        if not isinstance(norm, Tensor):
+            raise RerouteError("weights[norm.weight]", f"is a {type(norm).__name__}", "give a tensor")
         for name in sorted(shapes.keys() | weights.keys()):
+            if not isinstance(weights.get(name, norm), Tensor):
+                problem = f"is a {type(weights[name]).__name__}"
+                raise RerouteError(f"weights[{name}]", problem, "give a tensor")
             found = tuple(weights[name].shape) if name in weights else None
             if found != shapes.get(name):
                 raise RerouteError(f"weights[{name}]", f"has shape {found}", f"expected {shapes.get(name)}")
+            if weights[name].dtype != norm.dtype or not norm.is_floating_point():
+                problem = f"holds {weights[name].dtype}, norm.weight {norm.dtype}"
+                raise RerouteError(f"weights[{name}]", problem, "give all weights in one floating precision")
         self.config = config
         self.num_layers = config.shape.num_layers
         self.kinds = [PLAIN_ATTENTION] * self.num_layers
@@ -45,6 +56,8 @@ class CanonicalDecoder:
             name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()
         }
         self.dtype = self.weights["norm.weight"].dtype
+        self.key_heads, self.head_dim = config.shape.num_key_value_heads, config.shape.head_dim
+        self.vocabulary, self.width = self.weights["embed_tokens.weight"].shape
 
     def storage(self) -> DynamicCache:
         """An empty cache."""

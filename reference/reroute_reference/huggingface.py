@@ -23,8 +23,11 @@ class HuggingFaceDecoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if model.training:  # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
-            raise RerouteError("model", "is in training mode", "call model.eval() first")
+        # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
+        for name, module in model.named_modules():
+            if module.training:
+                where = f"its {name} is" if name else "is"
+                raise RerouteError("model", f"{where} in training mode", "call model.eval() first")
         self.model = model
         self.decoder, self.parts = text_decoder_of(model)
         check_attention(self.decoder, self.parts.kinds)
@@ -42,6 +45,11 @@ class HuggingFaceDecoder:
         self.kinds = block_kinds(self.decoder)
         self.mrope = self.parts.mrope
         self.dtype: torch.dtype = next(self.decoder.parameters()).dtype
+        self.key_heads = int(config.num_key_value_heads)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_dim, self.width = int(width), int(config.hidden_size)
+        embedding: Any = self.decoder.get_submodule("embed_tokens")
+        self.vocabulary = int(embedding.weight.shape[0])
 
     def storage(self) -> DynamicCache:
         """An empty cache: keys and values of a block with plain attention, the states of one with linear attention."""
@@ -102,7 +110,7 @@ class HuggingFaceDecoder:
 
         A block of linear attention takes them in order after the states in its cache (RR-BLOCK-011).
         """
-        # linear attention takes the rows in order, after the states in the cache  RR-BLOCK-011
+        # RR-BLOCK-011
         output = self.blocks[
             layer
         ](

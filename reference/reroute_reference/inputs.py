@@ -12,10 +12,11 @@ from reroute_spec import RerouteError
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder, check_inputs, features_of
+from .checks import Decoder, check_inputs
 from .families import family_of, features_per_image, placeholder_mask
+from .features import check_types, features_given, features_of, without_padding
 from .huggingface import HuggingFaceDecoder
-from .merge import Merged, features_given, merged
+from .merge import Merged, merged
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def read_prompts(
         RerouteError: a mask of the wrong shape or type, features without placeholders, or a row without real tokens.
     """
     check_inputs(decoder, inputs)
+    if isinstance(decoder, HuggingFaceDecoder):
+        inputs = without_padding(decoder, inputs)  # RR-POOL-002
     given = _merged(decoder, inputs)
     batch, length = given.embeddings.shape[:2]
     real = _mask(inputs.get("attention_mask"), given.embeddings, default=True)
@@ -88,8 +91,10 @@ def read_prompts(
 
 def _merged(decoder: Decoder, inputs: Mapping[str, Any]) -> Merged:
     if isinstance(decoder, HuggingFaceDecoder):
-        if inputs.get("input_ids") is not None and not features_given(decoder, inputs):
-            features_of(decoder, inputs)  # refuses what does not match, before the vision tower runs
+        if inputs.get("input_ids") is not None:  # refuses what does not match, before the vision tower runs
+            if not features_given(decoder, inputs):
+                features_of(decoder, inputs)
+            check_types(decoder, inputs)
         found = merged(decoder, inputs)
         # four axes of positions: the first counts text for packed sequences, the others are the coordinates
         positions = found.positions
@@ -126,6 +131,14 @@ def _spans(
 ) -> list[list[int] | None]:
     """Rows of every image or video per request: given, or by feature counts, never by gaps (RR-BUD-003)."""
     if inputs.get("images") is not None:
+        for row, (given, flagged) in enumerate(
+            zip(inputs["images"], visual.sum(dim=1).tolist(), strict=True)
+        ):
+            if sum(given) != flagged:
+                problem = f"hold {sum(given)} features"
+                raise RerouteError(
+                    f"inputs[images][{row}]", problem, f"they must add up to the {flagged} visual rows"
+                )
         return [list(counts) for counts in inputs["images"]]
     if not isinstance(decoder, HuggingFaceDecoder):
         return [None] * len(visual)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,13 +30,6 @@ class Merged:
     embeddings: Float[Tensor, "B S d"]
     positions: Int[Tensor, "*axes B S"] | None = None
     deepstack: tuple[Float[Tensor, "B S d"], ...] = ()
-
-
-def features_given(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> bool:
-    """Whether the features were made beforehand, as ``mm_encoder_outputs``, and this transformers takes them."""
-    merger = decoder.model.get_submodule(family_of(decoder.model).merger or "")
-    takes = "mm_encoder_outputs" in inspect.signature(type(merger).forward).parameters
-    return takes and inputs.get("mm_encoder_outputs") is not None
 
 
 def merged(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> Merged:

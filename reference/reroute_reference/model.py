@@ -13,14 +13,13 @@ from reroute_spec import RerouteError, RoutingTrace, Schedule
 from torch import Tensor, nn
 
 from .cache import RowCache
-from .checks import Decoder, check_cache, check_inputs, check_schedule
+from .check_cache import check_cache, check_one, check_tokens
+from .checks import Decoder, check_decisions, check_dtype, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts
 from .precision import in_precision
 from .routing import Replay, RoutedRow, extend, route
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ def run(
     Raises:
         RerouteError: what the schedule, the model, the cache or the inputs cannot mean, naming the field.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise RerouteError(
-            "dtype", f"{dtype!r} is none of {', '.join(map(str, _DTYPES))}", "give one of them, or none"
-        )
+    check_dtype(dtype)
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
     decoder = decoder if dtype is None else as_decoder(model, dtype)
@@ -89,7 +85,7 @@ def run(
     stacked = torch.stack(hidden_states)
     logits = decoder.head(stacked)
     labels = inputs.get("labels")
-    # RR-ERR-003
+    # every request is answered: logits, a trace and a cache of its own, routed or not  RR-ERR-003
     return RoutedOutput(
         logits=logits,
         loss=None if labels is None else _loss(prompts, logits, labels),
@@ -133,8 +129,14 @@ def generate(
 def forced_logits(
     model: nn.Module | CanonicalDecoder, cache: RowCache, tokens: Int[Tensor, " n"], *, chunk: bool = False
 ) -> Float[Tensor, "n V"]:
-    """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005)."""
+    """Logits after each of ``tokens``, appended to a request's cache one by one, or at once with ``chunk`` (RR-KV-005).
+
+    Raises:
+        RerouteError: a cache that this model has not filled, or tokens it has no embedding of; the cache stays as it is.
+    """
     decoder = as_decoder(model, None)
+    check_one(decoder, cache, "cache")
+    check_tokens(decoder, tokens)
     parts = [tokens] if chunk else [tokens[i : i + 1] for i in range(len(tokens))]
     return torch.cat([decoder.head(extend(decoder, cache, decoder.embed(part))) for part in parts])
 
@@ -158,6 +160,7 @@ def _route_batch(
     cache: Sequence[RowCache] | None,
 ) -> tuple[list[Prompt], list[RoutedRow]]:
     batch = check_inputs(decoder, inputs)
+    check_decisions(decisions, batch)
     if schedule.action == "delete" and inputs.get("labels") is not None:  # RR-ERR-004
         raise RerouteError(
             "inputs[labels]", "removed rows have no logits under action 'delete'", "leave labels out"
@@ -168,15 +171,6 @@ def _route_batch(
         )
     caches = None if cache is None else check_cache(decoder, cache, batch, schedule)
     prompts = read_prompts(decoder, inputs, caches)
-    if decisions is not None and (not isinstance(decisions, Sequence) or len(decisions) != len(prompts)):
-        given = (
-            f"{len(decisions)} requests"
-            if isinstance(decisions, Sequence)
-            else f"a {type(decisions).__name__}"
-        )
-        raise RerouteError(
-            "decisions", f"are for {given}", f"give one list for each of {len(prompts)} requests"
-        )
     replays = [None] * len(prompts) if decisions is None else decisions
     earlier = [None] * len(prompts) if caches is None else caches
     turns = zip(prompts, replays, earlier, strict=True)
@@ -189,7 +183,7 @@ def _loss(prompts: Sequence[Prompt], logits: Float[Tensor, "B S V"], labels: Int
     foretold = [logits[b, prompt.rows[:-1]] for b, prompt in enumerate(prompts)]
     targets = [labels[b, prompt.rows[1:]] for b, prompt in enumerate(prompts)]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(torch.cat(foretold).to(wide), torch.cat(targets))
+    return F.cross_entropy(torch.cat(foretold).to(wide), torch.cat(targets).long())
 
 
 def _padded(prompt: Prompt, row: RoutedRow, schedule: Schedule) -> Tensor:

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from reroute_spec import Decision, RerouteError, Schedule, select
 from torch import Tensor, nn
 
-from .checks import check_inputs, features_of
+from .checks import check_dtype, check_inputs
 from .families import VisionTower, placeholder_mask, vision_tower_of
+from .features import features_of, without_padding
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
 from .precision import in_precision
@@ -57,19 +58,33 @@ def first_stage(
     Raises:
         RerouteError: an unknown tier, or a tower that is no CLIP of 24 blocks over 24 x 24 patches.
     """
-    if tier not in TIERS:
+    if not isinstance(tier, str) or tier not in TIERS:
         raise RerouteError("tier", f"{tier!r} is not known", f"known: {', '.join(TIERS)}")
+    if not isinstance(model, nn.Module):
+        raise RerouteError("model", f"is a {type(model).__name__}", "give LLaVA-1.5 with its CLIP tower")
+    check_dtype(dtype)
+    vision_tower_of(model)
     decoder = HuggingFaceDecoder(model if dtype is None else in_precision(model, dtype))
     tower = vision_tower_of(decoder.model)
     _check_tower(decoder, tower)
     check_inputs(decoder, inputs)
     if inputs.get("input_ids") is None or inputs.get("pixel_values") is None:
         raise RerouteError("inputs[pixel_values]", "or input_ids are missing", "give a prompt with an image")
+    for name in ("labels", "position_ids"):
+        if inputs.get(name) is not None:
+            problem = "would be those of the prompt before rows are taken out of it"
+            raise RerouteError(
+                f"inputs[{name}]", problem, "leave out, and give them to run() with what is left"
+            )
+    inputs = without_padding(decoder, inputs)
     features_of(decoder, inputs)
-    batch = merged(decoder, inputs)
-    chosen = [_image(decoder, tower, pixels[None], TIERS[tier]) for pixels in inputs["pixel_values"]]
     placeholders = placeholder_mask(decoder.model, inputs["input_ids"])
     real = inputs.get("attention_mask")
+    if real is not None and bool((placeholders & (real == 0)).any()):
+        problem = "hides rows of an image, of which pillars are taken by region"
+        raise RerouteError("inputs[attention_mask]", problem, "show whole images")
+    batch = merged(decoder, inputs)
+    chosen = [_image(decoder, tower, pixels[None], TIERS[tier]) for pixels in inputs["pixel_values"]]
     requests = []
     for row, ids in enumerate(inputs["input_ids"]):
         kept = torch.ones_like(ids, dtype=torch.bool) if real is None else real[row].bool()
@@ -89,6 +104,10 @@ def first_stage(
 
 def second_stage(schedule: Schedule, pillars: int) -> Schedule:
     """A Nüwa preset for a request of which stage 1 left ``pillars`` rows: another number keeps the ratio 1/10 (RR-CFG-013)."""
+    if not isinstance(schedule, Schedule):
+        raise RerouteError("schedule", f"is a {type(schedule).__name__}", "load a preset of Nüwa")
+    if isinstance(pillars, bool) or not isinstance(pillars, int) or pillars < 1:
+        raise RerouteError("pillars", f"{pillars!r}", "give the rows that stage 1 left: an integer >= 1")
     if not schedule.label.startswith(("nuwa-", "reroute-nuwa-")):
         raise RerouteError(
             "schedule", f"{schedule.label or 'an explicit one'} is no preset of Nüwa", "load one"

@@ -91,11 +91,14 @@ def route(
             ask = score
             if earlier[asked]:  # U holds what earlier turns cached there  RR-KV-007
                 ask = partial(score, earlier=cache.keys_values(asked)[0][:, : earlier[asked]])
-            scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
+            try:
+                scores = ask(decoder, request, schedule, asked, states, cos, sin, rows, pool)
+            except RerouteError as error:
+                raise _traced(error, asked, prompt, cache, earlier) from None
             records.append(choose(request, stage.index, pool, scores, selected, replay))
             selected = records[-1].selected
 
-        # with every row selected this is the unrouted model  RR-EQV-002
+        # with every row selected this is the unrouted model; both actions run the same rows  RR-EQV-002 RR-EQV-003
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])  # I_j  RR-POOL-005
         for layer in range(stage.first, stage.last + 1):
             if cache.renumbered:
@@ -104,7 +107,6 @@ def route(
             hidden = routed_block(decoder, layer, hidden, active, cos, sin, cache)
             hidden = cross_boundary(hidden, prompt, layer)
         if schedule.action == "delete":
-            # one decision leaves the active rows the same under both actions  RR-EQV-003
             alive = active  # the others are gone for good  RR-BLOCK-007
 
     residuals[decoder.num_layers] = hidden[alive]
@@ -127,7 +129,7 @@ def choose(
     own = select_in_spans(request, stage, pool, scores)
     if replay is None:
         return record(request, stage, pool, scores, own, previous)
-    # the given selection runs; the record has the run's own scores and what they would have selected  RR-NUM-003
+    # RR-NUM-003
     given = check_selection(request, stage, pool, replay[stage - 1], f"decisions[{stage - 1}]")
     return record(request, stage, pool, scores, given, previous, own)
 
@@ -161,19 +163,19 @@ def score(
     Raises:
         RerouteError: a NaN score, naming block and row (RR-SEL-005).
     """
-    # in the block's own terms, each row with the state it has now, deferred or not  RR-SCORE-001 RR-SCORE-008
+    # RR-SCORE-001 RR-SCORE-008
     query, keys = decoder.query_key(layer, hidden[alive], cos[alive], sin[alive])
     if earlier is not None:
         keys = torch.cat([earlier, keys], dim=1)
     asking = min(schedule.score.n, len(alive))
-    # the last rows ask, the last prompt row alone unless the schedule says more  RR-SCORE-009
+    # RR-SCORE-009
     scores = attention_scores(query[:, -asking:], keys, decoder.scaling(layer), schedule.score)[-len(alive) :]
     place = {row: index for index, row in enumerate(alive)}
     values: list[float] = scores[[place[request.visual_rows[ordinal]] for ordinal in pool]].tolist()
     for ordinal, value in zip(pool, values, strict=True):
         # NaN is never ordered  RR-SEL-005
         if value != value:
-            broken = [row for row in alive if hidden[row].isnan().any()]  # one NaN spoils every score
+            broken = [row for row in alive if not hidden[row].isfinite().all()]  # one spoils every score
             row = broken[0] if broken else request.visual_rows[ordinal]
             raise RerouteError(
                 f"scores[{ordinal}]",
@@ -181,6 +183,25 @@ def score(
                 "look for NaN in the inputs or an overflow in an earlier block",
             )
     return values
+
+
+def _traced(
+    error: RerouteError, layer: int, prompt: Prompt, cache: RowCache, earlier: Sequence[int]
+) -> RerouteError:
+    """The error of a NaN score, naming what was not finite before the first block, where something was."""
+    broken = prompt.embeddings.isfinite().all(dim=-1).logical_not().nonzero()[:, 0].tolist()
+    asks = f"is NaN at the decision that asks block {layer}"
+    if broken:
+        problem = f"{asks}: prompt row {broken[0]} is not finite as it enters the decoder"
+        return RerouteError(
+            error.field, problem, "look at the inputs, or at what the vision tower makes of them"
+        )
+    for block in range(layer + 1):
+        for held in cache.keys_values(block) if earlier[block] else ():
+            if not held[:, : earlier[block]].isfinite().all():
+                problem = f"{asks}: the cache of earlier turns is not finite in block {block}"
+                return RerouteError(error.field, problem, "run the earlier turns anew, from finite inputs")
+    return error
 
 
 def routed_block(
@@ -197,7 +218,7 @@ def routed_block(
     A row that is not active passes neither attention nor MLP: it keeps its state bit for bit (RR-BLOCK-001), and
     leaves nothing in the block's cache (RR-KV-001).
     """
-    # what is not overwritten below stays as it is, bit for bit  RR-BLOCK-001
+    # RR-BLOCK-001
     routed = hidden.clone()
     # gathered at every block: gathering once per stage is the same  RR-BLOCK-002 RR-BLOCK-003 RR-EQV-001
     routed[active] = decoder.block(layer, hidden[active], cos[active], sin[active], cache)

@@ -23,8 +23,8 @@ def attention_scores(
     """One score per scored row: attention probability from the asking rows, reduced over rows, then over heads.
 
     Args:
-        query: rotated queries of the last ``n`` scored rows, ``n = rule.n`` (the last prompt row alone for
-            ``query = last``), H query heads.
+        query: rotated queries of the asking rows, H query heads: the last ``n`` scored rows, as many as the rule
+            asks for or as there are (the last prompt row alone for ``query = last``).
         keys: rotated keys of all scored rows U, K key/value heads; query head h reads key head h // (H / K).
         scaling: factor of the logits.
         rule: reductions.

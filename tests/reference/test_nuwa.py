@@ -201,3 +201,33 @@ def test_what_the_first_stage_is_not_defined_for_is_refused(llava):
         nuwa.first_stage(llava, batch, "64")
     with pytest.raises(RerouteError, match="do not match"):
         nuwa.first_stage(llava, {**inputs(), "pixel_values": torch.zeros(2, 3, 336, 336)}, "64")
+
+
+def test_what_would_be_dropped_or_misread_is_refused(llava):
+    batch = inputs(pad=3)
+    hiding = batch["attention_mask"].clone()
+    hiding[0, 3 + BEFORE + 10 : 3 + BEFORE + 34] = 0
+    ids = batch["input_ids"]
+    for name, value in (("attention_mask", hiding), ("labels", ids), ("position_ids", ids)):
+        with pytest.raises(RerouteError) as error:
+            nuwa.first_stage(llava, {**batch, name: value}, "64")
+        assert error.value.field == f"inputs[{name}]"
+
+
+def test_arguments_of_another_type(llava):
+    preset = Schedule.load("nuwa-64")
+    for field, call in (
+        ("model", lambda: nuwa.first_stage("llava", inputs(), "64")),
+        ("tier", lambda: nuwa.first_stage(llava, inputs(), 64)),
+        ("tier", lambda: nuwa.first_stage(llava, inputs(), ["64"])),
+        ("dtype", lambda: nuwa.first_stage(llava, inputs(), "64", dtype="float64")),
+        ("dtype", lambda: nuwa.first_stage(llava, inputs(), "64", dtype=torch.int32)),
+        ("inputs", lambda: nuwa.first_stage(llava, None, "64")),
+        ("schedule", lambda: nuwa.second_stage("nuwa-64", 112)),
+        ("pillars", lambda: nuwa.second_stage(preset, "112")),
+        ("pillars", lambda: nuwa.second_stage(preset, 0)),
+        ("pillars", lambda: nuwa.second_stage(preset, True)),
+    ):
+        with pytest.raises(RerouteError) as error:
+            call()
+        assert error.value.field == field

@@ -42,6 +42,16 @@ def test_training_mode(llava):
         assert_refused("model", lambda: run(llava, picture_inputs(), ONE))
     finally:
         llava.eval()
+    part = llava.model.language_model.layers[3].mlp
+    part.train()
+    try:
+        for dtype in (None, torch.float64):
+            message = assert_refused(
+                "model", lambda dtype=dtype: run(llava, picture_inputs(), ONE, dtype=dtype)
+            )
+            assert "layers.3.mlp is in training mode" in message
+    finally:
+        llava.eval()
 
 
 @pytest.mark.parametrize("mask", [torch.ones(1, 3), torch.ones(1, 1, 46, 46), "ones"])

@@ -1,5 +1,7 @@
 """Bad input on every family: a clear error that names the field, and nothing half-done."""
 
+import copy
+
 import pytest
 import torch
 from reroute_reference import generate, run
@@ -85,13 +87,35 @@ def test_nan_names_the_block_and_the_row(family):
     with pytest.raises(RerouteError) as error:
         run(zoo.model(family), given, zoo.schedule((layer, "0.5")))
     assert error.value.field.startswith("scores[")
-    # a block before the decision spreads NaN over the rows, through weights of zero
-    row = 7 if layer == 0 else 0
-    assert f"block {layer}: look at the hidden state of prompt row {row}" in error.value.problem
+    # a block before the decision spreads NaN over the rows, through weights of zero: the row that had it is named
+    for later in (layer, zoo.DECIDING[family][-1]):
+        with pytest.raises(RerouteError) as error:
+            run(zoo.model(family), given, zoo.schedule((later, "0.5")))
+        assert f"block {later}: prompt row 7 is not finite as it enters" in error.value.problem
     batch["pixel_values"] = batch["pixel_values"] * torch.nan
     for call in (run, lambda *args: generate(*args, 2)):
-        with pytest.raises(RerouteError, match="look at the hidden state of prompt row"):
+        with pytest.raises(RerouteError, match=r"prompt row \d+ is not finite as it enters"):
             call(zoo.model(family), batch, zoo.pyramid(family))
+
+
+@every_family
+def test_nan_of_an_earlier_turn_is_said_to_be_cached(family):
+    model, embeds = zoo.model(family), torch.randn(1, 5, 64)
+    visual = torch.zeros(1, 5, dtype=torch.bool)
+    broken = embeds.clone()
+    broken[0, 2] = torch.inf
+    cache = run(model, {"inputs_embeds": broken, "visual_mask": visual}, zoo.UNROUTED).cache
+    later = {"inputs_embeds": embeds, "visual_mask": ~visual}
+    with pytest.raises(RerouteError, match="the cache of earlier turns is not finite in block") as error:
+        run(model, later, zoo.pyramid(family), cache=cache)
+    assert error.value.field.startswith("scores[")
+
+
+def test_nan_that_a_block_makes_is_looked_for_in_the_hidden_states():
+    model, batch = copy.deepcopy(zoo.model("llava")), zoo.inputs("llava", LAYOUT)
+    model.model.language_model.layers[0].mlp.down_proj.weight.data[:] = torch.inf
+    with pytest.raises(RerouteError, match="block 3: look at the hidden state of prompt row 0"):
+        run(model, batch, zoo.schedule((3, "0.5")))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 4, 5, 6])
