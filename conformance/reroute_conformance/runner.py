@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
-from .answers import MalformedError
+from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target
@@ -51,9 +51,13 @@ class CheckResult:
     ambiguous: int = 0
     failure: Failure | None = None
     seconds: float = 0.0
+    skipped: int = 0
+    skip_reason: str = ""  # of the first case that was skipped
 
     def missing(self) -> list[str]:
-        """MUST rules that this check should have exercised but did not."""
+        """MUST rules that this check should have exercised but did not; all of them where a case was skipped."""
+        if self.skipped:
+            return list(self.check.rules)
         return [rule for rule in self.check.rules if not self.exercised[rule]]
 
 
@@ -118,6 +122,8 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
+        except (MalformedError, SkippedError):
+            raise  # told apart already
         except (Exception, SystemExit) as error:  # a target that exits must not end the suite as a success
             raise _TargetRaisedError(f"{type(error).__name__}: {error}") from error
 
@@ -140,7 +146,11 @@ def run_check(
         nonlocal shrinks_left
         if not failing:
             verdict = _judged(check, case, target)
-            result.examples += 1
+            if verdict.skipped:
+                result.skipped += 1
+                result.skip_reason = result.skip_reason or verdict.skipped
+            else:
+                result.examples += 1
             result.exercised.update(verdict.exercised)
             result.decisions += verdict.decisions
             result.ambiguous += verdict.ambiguous
@@ -154,6 +164,8 @@ def run_check(
         broken = next((v for v in verdict.violations if rule in (None, v.rule)), None)
         if broken is not None:
             failing[case.digest()] = Failure(broken, case)
+            if verdict.hung:
+                shrinks_left = 0  # every smaller case could cost the whole timeout again
         if case.digest() in failing:
             result.failure = failing[case.digest()]  # shrinking ends with the smallest
             raise _ViolationFoundError
@@ -190,7 +202,10 @@ def _judged(check: Check, case: Case, target: Target) -> Verdict:
     try:
         return check.judge(case, _Guarded(target))
     except MalformedError as error:
-        return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])
+        hung = isinstance(error, UnansweredError) and error.hung
+        return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")], hung=hung)
+    except SkippedError as error:
+        return Verdict(skipped=str(error))
     except _TargetRaisedError as error:
         return Verdict([Violation("RR-ERR-003", "valid input", f"the target raised {error}")])
 
@@ -244,8 +259,8 @@ def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str
     return tuple(name for name in PROFILES if name in names)
 
 
-def save_failures(report: Report, target_name: str, folder: Path) -> None:
-    """Write every failing case to ``folder`` and note the command that replays it."""
+def save_failures(report: Report, target_name: str, folder: Path, option: str = "--target") -> None:
+    """Write every failing case to ``folder`` and note the command that replays it, ``option`` naming the target."""
     for result in report.results:
         failure = result.failure
         if failure is None or failure.case is None:
@@ -254,7 +269,7 @@ def save_failures(report: Report, target_name: str, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {"check": result.check.name, "rule": failure.violation.rule, "case": failure.case.to_dict()}
         path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-        command = f"vlm-reroute replay {quote(str(path))} --target {quote(target_name)}"
+        command = f"vlm-reroute replay {quote(str(path))} {option} {quote(target_name)}"
         result.failure = Failure(failure.violation, failure.case, path, command)
 
 
@@ -304,6 +319,8 @@ def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, A
             "ambiguous": result.ambiguous,
             "missing": result.missing(),
         }
+        if result.skipped:
+            line["skipped"] = {"cases": result.skipped, "reason": result.skip_reason}
         if result.failure is not None:
             line["failure"] = describe(result.failure)
         lines.append(line)
