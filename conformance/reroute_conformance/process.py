@@ -57,7 +57,7 @@ class LineProcess:
         Raises:
             UnansweredError: none within ``timeout`` seconds, one that is too long, or the process has ended.
         """
-        deadline, pending, searched = time.monotonic() + timeout, memoryview(line), 0
+        deadline, pending, searched, open_ = time.monotonic() + timeout, memoryview(line), 0, True
         with selectors.DefaultSelector() as ready:
             for pipe in (self._stdout, self._stderr):
                 ready.register(pipe, selectors.EVENT_READ)
@@ -67,10 +67,12 @@ class LineProcess:
                 searched = len(self._received)
                 if end > LONGEST_LINE or (end < 0 and searched > LONGEST_LINE):
                     raise self._unanswered(f"said a line of more than {LONGEST_LINE} bytes")
-                if end >= 0 and not pending:
+                if end >= 0 and not (pending and open_):  # what it said before it ended still counts
                     answer = bytes(self._received[:end])
                     del self._received[: end + 1]
                     return answer
+                if not open_:
+                    raise self._unanswered(self._ended())
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise self._unanswered(f"did not answer within {timeout:g} s", hung=True)
@@ -83,7 +85,8 @@ class LineProcess:
                         if not self._listen():
                             ready.unregister(self._stderr)
                     elif not self._read():
-                        raise self._unanswered(self._ended())
+                        ready.unregister(self._stdout)
+                        open_ = False
 
     def stop(self, farewell: bytes = b"") -> None:
         """End the process and all that it started: by itself after a ``farewell``, else at once."""
@@ -101,7 +104,7 @@ class LineProcess:
             return pending[os.write(self._stdin.fileno(), pending[:_CHUNK]) :]
         except BlockingIOError:
             return pending
-        except OSError:  # it does not listen any more; what it has said still counts
+        except OSError:  # it does not listen any more
             return pending[:0]
 
     def _read(self) -> bool:

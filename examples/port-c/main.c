@@ -27,11 +27,15 @@ static void answer_select(const struct json *inputs, struct text *out) {
     for (const struct json *entry = list->first; entry; entry = entry->next, i++) {
         if (entry->type != JSON_NUMBER)
             refuse("scores", "give a number per candidate", "entry %d is %s", i, json_kind(entry));
-        int32_t pattern = (int32_t)entry->number;
-        if (bits)
+        int64_t wide;
+        if (bits) {
+            if (!json_integer(entry, INT32_MIN, &wide) || wide > INT32_MAX)
+                refuse("scores", "give int32 bit patterns", "entry %d is none", i);
+            int32_t pattern = (int32_t)wide;
             memcpy(&scores[i], &pattern, sizeof pattern);
-        else
+        } else {
             scores[i] = (float)entry->number;
+        }
     }
     int64_t k;
     if (!json_integer(json_get(inputs, "k"), 0, &k) || k > n) /* RR-SEL-001 */
@@ -103,13 +107,12 @@ static void answer_run(const struct json *inputs, const struct json *message, st
 }
 
 /* One line per case: a result, or why there is none. */
-static void answer_case(const struct json *message) {
+static void answer_case(const struct json *message, long long seq) {
     struct text *out = take(1, sizeof *out);
-    int seq = json_size(message, "seq", 0);
     if (setjmp(refused) == 0) {
         const struct json *kind = json_get(message, "kind");
         const struct json *inputs = json_need(message, "inputs", JSON_OBJECT);
-        put(out, "{\"type\":\"result\",\"seq\":%d,\"result\":", seq);
+        put(out, "{\"type\":\"result\",\"seq\":%lld,\"result\":", seq);
         if (json_is(kind, "config"))
             answer_config(inputs, out);
         else if (json_is(kind, "select"))
@@ -121,7 +124,7 @@ static void answer_case(const struct json *message) {
         put(out, "}");
     } else {
         out->length = 0;
-        put(out, "{\"type\":\"%s\",\"seq\":%d,\"%s\":", refusal.skipped ? "skipped" : "error", seq,
+        put(out, "{\"type\":\"%s\",\"seq\":%lld,\"%s\":", refusal.skipped ? "skipped" : "error", seq,
             refusal.skipped ? "reason" : "message");
         put_string(out, refusal.message);
         if (!refusal.skipped) {
@@ -155,6 +158,7 @@ static char *read_line(size_t *length) {
 
 int main(void) {
     size_t length;
+    int64_t seq;
     for (char *line; (line = read_line(&length)); release()) {
         const struct json *message = json_parse(line, length), *type = json_get(message, "type");
         if (json_is(type, "bye"))
@@ -162,8 +166,8 @@ int main(void) {
         if (json_is(type, "hello")) {
             puts("{\"type\":\"capabilities\",\"protocol\":1,\"name\":\"port-c\",\"dtypes\":[\"float32\"],"
                  "\"profiles\":[\"core\",\"stagewise\",\"gqa\",\"batch\",\"cache\"]}");
-        } else if (json_is(type, "case")) {
-            answer_case(message);
+        } else if (json_is(type, "case") && json_integer(json_get(message, "seq"), 0, &seq)) {
+            answer_case(message, seq);
         } else {
             fprintf(stderr, "a line is no message: %.200s\n", line);
             return 1;
