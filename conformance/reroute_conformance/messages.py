@@ -34,8 +34,8 @@ def short(text: str) -> str:
 
 
 @cache
-def _validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Of the messages of one type, so that an error is about its fields."""
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    """The schema of the messages of one type, so that an error is about their fields."""
     registry: Registry[Any] = Registry().with_resources(
         (content["$id"], Resource.from_contents(content))
         for content in map(schema, ("protocol", "vector", "trace"))
@@ -62,7 +62,7 @@ def read_message(line: bytes, expected: Sequence[str]) -> dict[str, Any]:
         kind = message.get("type") if isinstance(message, dict) else None
         if not isinstance(kind, str) or kind not in expected:
             raise UnansweredError(f"the target said {shown!r}, expected a message {' or '.join(expected)}")
-        problem = next(_validator(kind).iter_errors(message), None)
+        problem = next(validator(kind).iter_errors(message), None)
     except (ValueError, RecursionError) as error:
         raise UnansweredError(f"the target said {shown!r}, which is no JSON in UTF-8 ({error})") from None
     if problem is not None:

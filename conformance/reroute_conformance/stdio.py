@@ -65,6 +65,7 @@ class CommandTarget:
         try:
             said = self._introduced()
         except UnansweredError as error:
+            self.close()
             raise RerouteError("--cmd", str(error), "see the protocol in spec/FORMATS.md") from None
         self.name = plain(said["name"])
         if "float32" not in said["dtypes"]:

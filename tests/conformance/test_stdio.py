@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from reroute_conformance import process
-from reroute_conformance.answers import MalformedError, SkippedError, UnansweredError
+from reroute_conformance.answers import SkippedError, UnansweredError
 from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
 from reroute_conformance.checks import checks
+from reroute_conformance.messages import line_of, validator
 from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite, to_records
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
@@ -370,6 +371,20 @@ def test_a_run_of_another_form_is_the_targets_failure(scripted, judged, port, bo
     assert not rule or words in verdict.violations[0].detail
 
 
+def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch):
+    said = []
+    monkeypatch.setattr("reroute_conformance.stdio.line_of", lambda m: said.append(m) or line_of(m))
+    target = CommandTarget(port)
+    routed = replace(TRACE, decisions=[[[0]], [[0]]])
+    for check, case in [("select", SELECT), ("config", RIGHT), ("trace-cache", TRACE), ("route", routed)]:
+        assert judged(check, case, target).violations == []
+    target.close()
+    messages = [json.loads(line_of(message)) for message in said]
+    assert [message.get("kind") for message in messages][1:-1] == ["select", "config", "trace", "route"]
+    for message in messages:
+        assert list(validator(message["type"]).iter_errors(message)) == []
+
+
 def test_the_port_in_c_conforms(vlm_reroute, port, tmp_path, monkeypatch):
     fewer = tuple(check if check.kind == "config" else replace(check, examples=40) for check in checks())
     monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)  # all of them: make port
@@ -427,7 +442,3 @@ def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, command, argument
     code, out, err = vlm_reroute(*command, *arguments)
     assert (code, out) == (3, "")
     assert words in err
-
-
-def test_malformed_is_told_from_unanswered():
-    assert issubclass(UnansweredError, MalformedError)  # what never came is no refusal, and no answer either
