@@ -57,6 +57,9 @@ class LineProcess:
         Raises:
             UnansweredError: none within ``timeout`` seconds, one that is too long, or the process has ended.
         """
+        self._read()
+        if self._received:
+            raise self._unanswered("went on after its answer, or answered before it was asked")
         deadline, pending, searched, open_ = time.monotonic() + timeout, memoryview(line), 0, True
         with selectors.DefaultSelector() as ready:
             for pipe in (self._stdout, self._stderr):
@@ -64,9 +67,9 @@ class LineProcess:
             ready.register(self._stdin, selectors.EVENT_WRITE)
             while True:
                 end = self._received.find(b"\n", searched)
-                searched = len(self._received)
-                if end > LONGEST_LINE or (end < 0 and searched > LONGEST_LINE):
-                    raise self._unanswered(f"said a line of more than {LONGEST_LINE} bytes")
+                searched = len(self._received) if end < 0 else end
+                if end > LONGEST_LINE or len(self._received) > LONGEST_LINE + _CHUNK:
+                    raise self._unanswered(f"said a line of more than {LONGEST_LINE} bytes, or many at once")
                 if end >= 0 and not (pending and open_):  # what it said before it ended still counts
                     answer = bytes(self._received[:end])
                     del self._received[: end + 1]

@@ -108,10 +108,17 @@ class _TargetRaisedError(Exception):
 
 
 class _Guarded:
-    """A target whose exceptions are told apart from the suite's own."""
+    """A target whose exceptions are told apart from the suite's own.
+
+    Attributes:
+        skipped: the reasons of the cases that it skipped.
+        hung: whether its time was up once: it is then asked no more.
+    """
 
     def __init__(self, target: Target) -> None:
         self.name, self.profiles = target.name, target.profiles
+        self.skipped: list[str] = []
+        self.hung = False
         self.select, self.plan, self.run, self.generate = (
             _guarded(method) for method in (target.select, target.plan, target.run, target.generate)
         )
@@ -131,13 +138,13 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_check(
-    check: Check, target: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
+    check: Check, implementation: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
 ) -> CheckResult:
     """Run one check until it is done or a violation is found and shrunk.
 
     Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
     """
-    result, started = CheckResult(check), time.perf_counter()
+    result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
     failing: dict[str, Failure] = {}  # by the case's digest
     shrinks_left = 4 * check.examples  # counted, not timed: the smallest case is the same on every machine
@@ -146,11 +153,7 @@ def run_check(
         nonlocal shrinks_left
         if not failing:
             verdict = _judged(check, case, target)
-            if verdict.skipped:
-                result.skipped += 1
-                result.skip_reason = result.skip_reason or verdict.skipped
-            else:
-                result.examples += 1
+            result.examples += 1
             result.exercised.update(verdict.exercised)
             result.decisions += verdict.decisions
             result.ambiguous += verdict.ambiguous
@@ -164,8 +167,6 @@ def run_check(
         broken = next((v for v in verdict.violations if rule in (None, v.rule)), None)
         if broken is not None:
             failing[case.digest()] = Failure(broken, case)
-            if verdict.hung:
-                shrinks_left = 0  # every smaller case could cost the whole timeout again
         if case.digest() in failing:
             result.failure = failing[case.digest()]  # shrinking ends with the smallest
             raise _ViolationFoundError
@@ -175,6 +176,9 @@ def run_check(
     if result.failure is None and result.decisions and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
         result.failure = Failure(Violation("RR-NUM-002", check.name, detail), case=None)
+    if target.skipped and result.failure is None:  # after a failure, smaller cases may have been skipped too
+        result.skipped, result.skip_reason = len(target.skipped), target.skipped[0]
+        result.examples -= result.skipped
     result.seconds = time.perf_counter() - started
     return result
 
@@ -197,14 +201,17 @@ def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> 
     configured(given(check.cases)(body))()
 
 
-def _judged(check: Check, case: Case, target: Target) -> Verdict:
+def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
     """A verdict, whatever the target does: raising and malformed answers are its failures, not the suite's."""
+    if target.hung:
+        return Verdict()  # one failure is enough: every smaller case could cost the whole timeout again
     try:
-        return check.judge(case, _Guarded(target))
+        return check.judge(case, target)
     except MalformedError as error:
-        hung = isinstance(error, UnansweredError) and error.hung
-        return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")], hung=hung)
+        target.hung = isinstance(error, UnansweredError) and error.hung
+        return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])
     except SkippedError as error:
+        target.skipped.append(str(error))
         return Verdict(skipped=str(error))
     except _TargetRaisedError as error:
         return Verdict([Violation("RR-ERR-003", "valid input", f"the target raised {error}")])
@@ -291,7 +298,7 @@ def replay_case(path: Path, target: Target) -> Verdict:
         raise RerouteError(
             "CASE", f"{path} is no saved case ({error!r})", "give a file that conform wrote"
         ) from None
-    return _judged(check, case, target)
+    return _judged(check, case, _Guarded(target))
 
 
 def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Violation:
 class Verdict:
     """What one case showed: broken rules in the order in which they were found, and which rules were judged at all.
 
-    ``skipped`` is why the target did not take the case, ``hung`` whether its time was up.
+    ``skipped`` is why the target did not take the case.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -39,7 +39,6 @@ class Verdict:
     decisions: int = 0
     ambiguous: int = 0
     skipped: str = ""
-    hung: bool = False
 
     def require(
         self,

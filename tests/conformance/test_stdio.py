@@ -186,6 +186,27 @@ def test_neither_side_can_block_the_other(scripted):
         deaf.select(torch.ones(200_000), 1)
 
 
+def test_an_answer_may_come_before_the_whole_case_was_read(scripted):
+    body = """
+os.read(0, 4096)
+say({"type": "capabilities", "protocol": 1, "name": "early", "profiles": [], "dtypes": ["float32"]})
+os.read(0, 10)
+say({"type": "result", "seq": 1, "result": {"selected": [2]}})
+time.sleep(0.2)
+while os.read(0, 4096):
+    pass"""
+    target = scripted(body, 5.0, WELL_BEHAVED[: WELL_BEHAVED.index("while True:\n    case")])
+    assert target.select(torch.ones(200_000), 1) == [2]
+
+
+def test_an_answer_that_nobody_asked_for_is_a_failure(scripted):
+    target = scripted("answer(selected=[1]); case['seq'] += 1; answer(selected=[1])")
+    assert target.select(torch.ones(2), 1) == [1]
+    time.sleep(0.2)
+    with pytest.raises(UnansweredError, match="before it was asked"):
+        target.select(torch.ones(2), 1)
+
+
 def test_the_next_case_finds_a_fresh_process(scripted, tmp_path):
     mark = tmp_path / "failed once"
     target = scripted(f"""
