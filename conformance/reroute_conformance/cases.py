@@ -119,9 +119,20 @@ class RoutedCase(Case):
         """Tokens below this may be fed."""
         raise TypeError(f"{type(self).__name__} describes no vocabulary")
 
+    def size(self, row: Row) -> int:
+        """Real rows of a request."""
+        return len(row.layout)
+
+    def alone(self, request: int) -> Row:
+        """A request with all the padding that it has in its batch."""
+        row = self.rows[request]
+        length = max(other.pad_left + self.size(other) + other.pad_right for other in self.rows)
+        place = _place(row, length, self.size(row))
+        return Row(row.layout, row.seed, place.start, length - place.stop)
+
     def only(self, request: int, *, padded: bool) -> Self:
         """The case of one request alone, with or without its padding."""
-        row = self.rows[request]
+        row = self.alone(request)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["rows"] = [row if padded else Row(row.layout, row.seed)]
         values["decisions"] = None if self.decisions is None else [self.decisions[request]]
@@ -141,6 +152,7 @@ class DecoderCase(RoutedCase):
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    flat: bool = False  # whether all queries are zero
 
     def canonical(self) -> CanonicalConfig:
         """The decoder's configuration."""
@@ -176,7 +188,9 @@ class DecoderCase(RoutedCase):
         return {"inputs_embeds": embeds, "visual_mask": visual, "attention_mask": real.long()}
 
     def _weights(self) -> dict[str, Tensor]:
-        return _canonical_weights(json.dumps(self.config, sort_keys=True), self.seed)
+        weights = _canonical_weights(json.dumps(self.config, sort_keys=True), self.seed)
+        flat = {name: torch.zeros_like(x) for name, x in weights.items() if self.flat and ".q_proj." in name}
+        return {**weights, **flat}
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,10 @@ class LlavaCase(RoutedCase):
     seed: int = 0
     attention: str = "sdpa"
     text: str = ""  # of the picture's question; rows are then what the processor makes of it
+
+    def size(self, row: Row) -> int:
+        """Real rows of a request: an image is many."""
+        return len(row.layout) + row.layout.count("I") * (PATCHES_PER_IMAGE - 1)
 
     def vocabulary(self) -> int:
         """Words only, no special tokens."""
@@ -312,10 +330,8 @@ def decoder_config(
     heads: int,
     kv_heads: int,
     head_dim: int = 8,
-    *,
-    attention_bias: bool = False,
-    qk_norm: bool = False,
+    **rest: Any,
 ) -> dict[str, Any]:
-    """Data of a small canonical decoder."""
+    """Data of a small canonical decoder; ``rest`` as for :class:`~reroute_spec.canonical.CanonicalConfig`."""
     shape = DecoderShape(layers, 16, 24, heads, kv_heads, head_dim)
-    return CanonicalConfig(shape, vocab_size=23, attention_bias=attention_bias, qk_norm=qk_norm).to_dict()
+    return CanonicalConfig(shape, vocab_size=23, **rest).to_dict()

@@ -23,7 +23,7 @@ from .judges import (
 )
 from .protocol import Target
 from .verdict import Verdict
-from .worked import budgets, counterexample, example, pictures
+from .worked import budgets, counterexample, example, large_selections, pictures
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,22 @@ def checks() -> tuple[Check, ...]:
     return (
         Check("config", "config", "core", _CONFIG, strategies.config_cases(), 600, judge_config),
         Check("select", "select", "core", _SELECTION, strategies.select_cases(), 400, judge_select),
+        Check(
+            "select-large",
+            "select",
+            "core",
+            ("RR-SEL-001", "RR-SEL-003"),
+            large_selections(),
+            9,
+            judge_select,
+        ),
         Check("select-nan", "select", "core", ("RR-SEL-005",), nans, 50, judge_nan),
         Check("example", "trace", "core", ("RR-POOL-003",), (example(),), 1, judge),
         Check("trace", "trace", "core", (*_TRACE, "RR-BUD-002"), d(), 150, judge),
+        Check("trace-ties", "trace", "core", ("RR-SEL-003",), strategies.tied_cases(), 30, judge),
         Check("trace-delete", "trace", "core", ("RR-BUD-004",), strategies.shrinking_cases(), 40, judge),
         Check("trace-again", "trace", "core", ("RR-SCORE-008",), strategies.reentering_cases(), 40, judge),
-        Check("budgets", "trace", "core", rounded, budgets(), 19, judge),
+        Check("budgets", "trace", "core", rounded, budgets(), 23, judge),
         Check("trace-nan", "trace", "core", ("RR-SEL-005",), poisoned, 15, judge),
         Check("one-decision", "trace", "core", ("RR-EQV-003",), one, 40, judge_one_decision),
         Check("counterexample", "trace", "core", ("RR-EQV-006",), by_hand, 2, judge_counterexample),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +24,25 @@ _CHECKS = {
     "RR-CFG-006": ("action", "pool", "keeps"),
     "RR-CFG-007": ("action", "positions", "source", "layers", "pool", "query", "n"),
 }
+_FIELDS = {
+    "RR-CFG-001": ".",  # an unknown field names itself, a value its own field
+    "RR-CFG-003": r"^decisions\[\d+\]\.layer$",
+    "RR-CFG-002": r"^decisions\[\d+\]\.layer$",
+    "RR-CFG-005": r"^decisions\[\d+\]\.keep$",
+    "RR-CFG-004": r"^decisions\[\d+\]\.keep$",
+    "RR-CFG-006": r"^(pool|decisions\[\d+\]\.keep)$",
+    "RR-CFG-007": r"^(positions|score\.source|score\.n)$",
+}
+"""Which fields a refusal may name (RR-ERR-001)."""
 
 
 def judge_config(case: ConfigCase, target: Target) -> Verdict:
     """Whether a schedule is accepted where, and only where, no rule refuses it; and what it plans."""
     verdict = Verdict()
     broken = broken_rules(case.schedule, case.num_layers)
+    data = deepcopy(case.schedule)
     try:
-        rows = target.plan(case.to_dict()["schedule"], case.num_layers, case.visual(), list(case.images))
+        rows = target.plan(data, case.num_layers, case.visual(), list(case.images))
         error: Any = None
     except (MalformedError, SkippedError):
         raise  # neither accepted nor refused
@@ -43,8 +56,14 @@ def judge_config(case: ConfigCase, target: Target) -> Verdict:
             return verdict
         said = SimpleNamespace(field=getattr(error, "field", ""), remedy=getattr(error, "remedy", ""))
         detail = f"refused, but the error names field {said.field!r} and remedy {said.remedy!r}: {error}"
+        touched = data != case.schedule
         for rule in ("RR-CFG-008", "RR-ERR-001"):
-            verdict.require(rule, "schedule", detail, accepted=False, error=said, touched=False)
+            verdict.require(rule, "schedule", detail, accepted=False, error=said, touched=touched)
+        if not any(re.search(_FIELDS[rule], str(said.field)) for rule in broken):
+            detail = (
+                f"the error names field {said.field!r}; {', '.join(broken)} are broken by {case.schedule}"
+            )
+            verdict.violate("RR-ERR-001", "schedule", detail)
         return verdict
     if broken:
         verdict.violate(broken[0], "schedule", f"it was accepted: {case.schedule}")

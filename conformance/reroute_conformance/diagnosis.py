@@ -30,6 +30,15 @@ def _candidates_only(given: _Given) -> dict[str, Any]:
     return {"alive": [row for row in given["alive"] if row in rows or row == given["alive"][-1]]}
 
 
+def _text_and_candidates(given: _Given) -> dict[str, Any]:
+    others = {row for v, row in enumerate(given["request"].visual_rows) if v not in set(given["pool"])}
+    return {"alive": [row for row in given["alive"] if row not in others]}
+
+
+def _without_deferred(given: _Given) -> dict[str, Any]:
+    return {"alive": [row for row in given["alive"] if row not in given["deferred"]]}
+
+
 def _other_heads(given: _Given) -> dict[str, Any]:
     rule = given["schedule"].score
     return {
@@ -45,6 +54,8 @@ def _last_alone(given: _Given) -> dict[str, Any]:
 
 MISREADINGS: tuple[tuple[str, str, Callable[[_Given], dict[str, Any]]], ...] = (
     ("RR-SCORE-002", "of a softmax over the candidates and the asking row alone", _candidates_only),
+    ("RR-SCORE-002", "of a softmax over text and candidates", _text_and_candidates),
+    ("RR-SCORE-002", "of a softmax without the deferred rows", _without_deferred),
     (
         "RR-SCORE-008",
         "of rows that were deferred taken back to their embeddings",
@@ -105,7 +116,7 @@ def _readings(judge: RequestJudge, stage: Stage) -> Iterator[tuple[str, str, Ten
         alive,
         records[stage.index - 1].pool,
     )
-    given = {**dict(zip(_ARGUMENTS, values, strict=True)), "refreshed": refreshed}
+    given = {**dict(zip(_ARGUMENTS, values, strict=True)), "refreshed": refreshed, "deferred": set(deferred)}
     for rule, reading, change in MISREADINGS:
         changed = {**given, **change(given)}
         if len(changed["alive"]) and all(
@@ -134,6 +145,6 @@ def decode_rule(judge: RequestJudge, tokens: Tensor, logits: Measured) -> tuple[
     if close(Measured(logits.actual, values + (logits.plain - logits.oracle), values)):
         return (
             "RR-KV-004",
-            "; they are those of positions that continue from the rows of the last block's cache",
+            "these are the logits of positions that continue from the last block's cached rows; ",
         )
     return "RR-KV-002", ""

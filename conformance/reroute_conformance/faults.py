@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from reroute_reference import CanonicalDecoder, routing
 from reroute_reference.cache import RowCache
 from reroute_reference.score import attention_scores
-from reroute_spec import Decision, DecisionRecord, Plan, Schedule, ScoreRule, plan
+from reroute_spec import Decision, DecisionRecord, Plan, RerouteError, Schedule, ScoreRule, plan
 from reroute_spec.budget import parse_keep
 from reroute_spec.trace import record
 from torch import Tensor, nn
@@ -324,7 +324,11 @@ class FirstRowDecides(ReferenceTarget):
             [r.selected for r in (first if _same_shape(first, row["trace"]) else row["trace"]).decisions]
             for row in own
         ]
-        return super().run(model, inputs, schedule, **{**rest, "decisions": shared})
+        observed = super().run(model, inputs, schedule, **{**rest, "decisions": shared})
+        for row in observed if rest.get("decisions") is None else ():
+            made = tuple(replace(record, would_select=None) for record in row["trace"].decisions)
+            row["trace"] = replace(row["trace"], decisions=made)
+        return observed
 
 
 def _same_shape(a: Any, b: Any) -> bool:
@@ -398,6 +402,28 @@ def without_last_key(row: dict[str, Any], schedule: Schedule) -> None:
 def noisy(row: dict[str, Any], schedule: Schedule) -> None:
     """Bits that depend on what was drawn before: within every tolerance."""
     row["logits"] = row["logits"] * (1 + 1e-7 * torch.rand(()))
+
+
+def noisy_values(row: dict[str, Any], schedule: Schedule) -> None:
+    """The same, of cached values."""
+    row["values"][-1] = row["values"][-1] * (1 + 1e-7 * torch.rand(()))
+
+
+def would_select_what_ran(row: dict[str, Any], schedule: Schedule) -> None:
+    """The replayed selection in place of what the scores would have selected."""
+    made = tuple(replace(r, would_select=r.would_select and r.selected) for r in row["trace"].decisions)
+    row["trace"] = replace(row["trace"], decisions=made)
+
+
+class NamesAnotherField(ReferenceTarget):
+    """An error that always names the same field."""
+
+    def plan(self, *given: Any) -> Sequence[int]:
+        """As named."""
+        try:
+            return super().plan(*given)
+        except RerouteError as error:
+            raise RerouteError("label", error.problem, error.remedy) from None
 
 
 class PaddingCounts(ReferenceTarget):

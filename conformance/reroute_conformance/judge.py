@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from math import isnan
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from reroute_reference import run
 from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import as_decoder
 from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
+from reroute_spec.trace import select_in_spans
 
 from .answers import MalformedError, SkippedError, UnansweredError, first_difference, read_answers
 from .cases import RoutedCase
@@ -22,7 +24,7 @@ from .protocol import Target
 from .requests import RequestJudge
 from .verdict import Verdict
 
-_NO_MARGIN = {"margin": None, "margin_of_scores": None}
+_NO_DECISION = {"margin": None, "margin_of_scores": None, "would_select": None, "replayed": False}
 
 
 def judge(case: RoutedCase, target: Target) -> Verdict:
@@ -40,7 +42,7 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
         if first is None or first.request is None:
             verdict.require(rule, "batch", "", counts=applies, right=True, right_alone=True)
             continue
-        row = case.rows[first.request]
+        row = case.alone(first.request)
         if not (len(case.rows) > 1 if padded else row.pad_left or row.pad_right):
             continue
         alone = _judge(case.only(first.request, padded=padded), target)
@@ -112,7 +114,8 @@ def _check_trace(
     made = [(record.stage, record.layer) for record in trace.decisions]
     due = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
     layers = [decision.layer for decision in schedule.decisions]
-    ran = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "S": rows}
+    unrouted = [rows] * request.num_layers
+    ran = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "unrouted_rows": unrouted}
     found = first_difference(request.visual_rows, trace.visual_rows)
     decided = (
         f"decisions at (stage, layer) {made}, the plan has {due}; rows cached per block {list(trace.kv_rows)}"
@@ -125,7 +128,7 @@ def _check_trace(
             "RR-POOL-006",
             counted,
             False,
-            {"num_rows": trace.num_rows, "recorded": made, "planned": due, **_NO_MARGIN, "S": rows},
+            {"num_rows": trace.num_rows, "recorded": made, "planned": due, **_NO_DECISION, "S": rows},
         ),
         ("RR-POOL-001", f"routable rows: {found}", True, {"S": rows, "visual_rows": trace.visual_rows}),
         (
@@ -199,5 +202,19 @@ def _check_decision(
     if right and case.decisions is not None:
         given = case.decisions[b][stage.index - 1]
         detail = f"a given decision was not replayed: {first_difference(given, record.selected)}"
-        right = verdict.require("RR-NUM-003", where, detail, request=b, given=given, selected=record.selected)
+        own: Sequence[int] = ()
+        if not any(isnan(score) for score in record.scores):
+            own = select_in_spans(request, stage.index, record.pool, record.scores)
+            if tuple(given) == record.selected and list(own) != list(record.would_select or ()):
+                detail = f"would_select is {record.would_select}, its own scores would select {list(own)}"
+        right = verdict.require(
+            "RR-NUM-003",
+            where,
+            detail,
+            request=b,
+            given=given,
+            selected=record.selected,
+            would_select=record.would_select or (),
+            own_selection=own,
+        )
     return right

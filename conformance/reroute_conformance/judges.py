@@ -94,15 +94,28 @@ def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
     """The same inputs twice: the same bits."""
     verdict, (first, second) = Verdict(), (_answers(case, target) for _ in range(2))
     for b, (one, two) in enumerate(zip(first, second, strict=True)):
-        for name, before, after in (
-            ("logits", one.logits, two.logits),
-            *((f"keys of block {layer}", one.keys[layer], two.keys[layer]) for layer in range(len(one.keys))),
+        for name, before, after in zip(
+            _outputs(one), _outputs(one).values(), _outputs(two).values(), strict=True
         ):
             where = f"request {b}, {name}, run twice"
             verdict.require(
                 "RR-NUM-004", where, "the bits differ", request=b, same=same, first=before, second=after
             )
     return verdict
+
+
+def _outputs(answer: Answer) -> dict[str, torch.Tensor]:
+    """Everything that a run returned, by name."""
+    return {
+        **{
+            f"scores of decision {r.stage}": torch.tensor(r.scores, dtype=torch.float64)
+            for r in answer.trace.decisions
+        },
+        **{f"residuals at {layer}": x for layer, x in answer.residuals.items()},
+        **{f"keys of block {layer}": x for layer, x in enumerate(answer.keys)},
+        **{f"values of block {layer}": x for layer, x in enumerate(answer.values)},
+        "logits": answer.logits,
+    }
 
 
 def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:

@@ -100,6 +100,17 @@ MUTANTS = (
         "select-nan",
         f.selecting(f.order_by(lambda s, i: (math.inf if math.isnan(s) else -s, i))),
     ),
+    Mutant(
+        "higher-ordinal-wins-ties-in-a-run",
+        "RR-SEL-003",
+        "trace-ties",
+        {"reroute_spec.trace.select": f.refusing_nan(f.order_by(lambda s, i: (-s, -i)))},
+    ),
+    _answers("would-select-is-what-ran", "RR-NUM-003", "route", f.of_other_answers(f.would_select_what_ran)),
+    _answers(
+        "scores-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", f.of_other_answers(f.noisy_values)
+    ),
+    _answers("field-that-is-none", "RR-ERR-001", "config", f.NamesAnotherField),
     _budget("k-rounded", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
     _budget("budget-in-binary-floats", "RR-BUD-001", "budgets", lambda keep, n, pool: int(float(keep) * n)),
     _budget("keep-all", "RR-BUD-001", "budgets", lambda keep, n, pool: n),

@@ -86,7 +86,7 @@ class RequestJudge:
         right = self.require(
             rule,
             f"{where}, scores [candidate]",
-            lambda: describe(scores) + reading,
+            lambda: reading + describe(scores),
             close=close,
             scores=scores,
         )
@@ -111,11 +111,13 @@ class RequestJudge:
         self.require(
             "RR-POOL-006",
             where,
-            f"margin {record.margin}, its own scores give {derived.margin}",
+            f"margin {record.margin}, its own scores give {derived.margin}; would_select {record.would_select}",
             S=self.request.num_rows,
             num_rows=self.answer.trace.num_rows,
             recorded=[(record.stage, record.layer)],
             planned=[(stage.index, stage.first)],
+            would_select=record.would_select,
+            replayed=self.case.decisions is not None,
             margin=record.margin,
             margin_of_scores=derived.margin,
         )
@@ -226,7 +228,7 @@ class RequestJudge:
                 lambda: describe(logits),
                 close=close,
                 logits=logits,
-                S=rows,
+                unrouted_rows=[rows] * self.request.num_layers,
                 kv_rows=kv_rows,
             )
 
@@ -237,7 +239,7 @@ class RequestJudge:
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
         where = "decode logits [token, vocabulary]"
         self.require(
-            rule, where, lambda: describe(logits) + reading, close=close, decode_logits=logits, **names
+            rule, where, lambda: reading + describe(logits), close=close, decode_logits=logits, **names
         )
 
     def measured(self, actual: Tensor, computed: Sequence[Tensor]) -> Measured:
@@ -273,7 +275,8 @@ def judge_ambiguity(
         threshold.update({ordinal: lowest for ordinal in span if ordinal in score})
     ambiguous = {v for v in score if abs(score[v] - threshold[v]) <= tau * threshold[v]}
     verdict.decisions += 1
-    verdict.ambiguous += bool(ambiguous & right and ambiguous - right)
+    near = ((score[u], score[v]) for u in ambiguous & right for v in ambiguous - right)
+    verdict.ambiguous += any(a != b for a, b in near)  # exact ties do not count
 
     def detail() -> str:
         first = min((chosen ^ right) - ambiguous)

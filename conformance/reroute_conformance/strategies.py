@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -69,6 +70,8 @@ _FAULTS = (
     _decision_fault("keep", 0.29, 0.5, 2.5),
     _decision_fault("keep", "2", "0.0", 0, -1, True, "1/0", "x", ""),
     _decision_fault("keep", "0.5", 2, "1", 2.0),
+    _decision_fault("keep", ".5", "1.", "5e-1", "1/2", "1e-05", "0" * 39 + "1.5e-1"),
+    _decision_fault("keep", " 0.5 ", "0.2_5", "+0.5", "0.5\n", "1/1" + "0" * 41),
     _decision_fault("layer", -1, 4, 5),
     _decision_fault("layer", 1.5, True, "1", None),
     _decision_fault("layer", 0, 1, 2.0, 3),
@@ -91,7 +94,7 @@ _FAULTS = (
 @st.composite
 def config_cases(draw: st.DrawFn) -> ConfigCase:
     """Schedules as data, right ones and such with up to two changes; over layouts with several images that may touch."""
-    layers = sorted(draw(st.sets(st.integers(0, 3), max_size=3)))
+    layers = sorted(draw(st.sets(st.integers(0, 3))))
     counts = sorted(
         draw(st.sets(st.integers(1, 9), min_size=len(layers), max_size=len(layers))), reverse=True
     )
@@ -116,7 +119,7 @@ def schedules(
 ) -> dict[str, Any]:
     """Schedules that a decoder of ``num_layers`` blocks and today's implementations run."""
     action = draw(st.sampled_from(["reroute", "reroute", "delete"]))
-    layers = sorted(draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=3)))
+    layers = sorted(draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=5)))
     if draw(st.booleans()):
         ratio = st.integers(1, 999).map(lambda i: f"0.{i:03d}") | st.sampled_from(["1", "1/3", "1/2", "0.29"])
         keeps: list[Any] = draw(st.lists(ratio, min_size=len(layers), max_size=len(layers)))
@@ -133,8 +136,9 @@ def schedules(
     if action == "reroute" and draw(st.integers(0, 4)) == 4:
         data["pool"] = "survivors"
     if score_rules and draw(st.integers(0, 3)) == 3:
-        n = draw(st.integers(1, 3))
-        data["score"] = {"query": "last_n", "n": n, "heads": draw(st.sampled_from(["mean", "max"]))}
+        n = draw(st.integers(0, 5))
+        data["score"] = {"query": "last_n", "n": n} if n else {}
+        data["score"]["heads"] = draw(st.sampled_from(["mean", "max"]))
     return data
 
 
@@ -169,6 +173,8 @@ def decoder_cases(
         head_dim=draw(st.sampled_from([4, 8])) if gqa else 8,
         attention_bias=gqa and draw(st.booleans()),
         qk_norm=gqa and draw(st.booleans()),
+        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+        rope_theta=draw(st.sampled_from([10000.0, 1e6, 50.0])),
     )
     rows = draw(batch_rows(layouts(), batch=batch))
     schedule = draw(schedules(layers))
@@ -239,12 +245,23 @@ def _choices(draw: st.DrawFn, schedule: dict[str, Any], num_layers: int, layout:
 
 @st.composite
 def poisoned_cases(draw: st.DrawFn) -> DecoderCase:
-    """A request with visual rows and a decision, one of whose embeddings is NaN where every scored row sees it."""
+    """A request with visual rows and a decision, one of whose embeddings, of any row, is NaN: the asking row sees it."""
     layout = "t" + draw(layouts("v", 8)) + "t"
     config = decoder_config(3, heads=2, kv_heads=2)
-    layer = draw(st.integers(0, 2))
-    schedule = {"action": "reroute", "decisions": [{"layer": layer, "keep": draw(st.integers(1, 3))}]}
-    return DecoderCase(schedule, [Row(layout, draw(st.integers(0, 99)))], 0, None, [0, 0], config, 0)
+    action, layer = draw(st.sampled_from(["reroute", "delete"])), draw(st.integers(0, 2))
+    schedule = {"action": action, "decisions": [{"layer": layer, "keep": draw(st.integers(1, 3))}]}
+    poison = [0, draw(st.integers(0, len(layout) - 1))]
+    return DecoderCase(schedule, [Row(layout, draw(st.integers(0, 99)))], 0, None, poison, config, 0)
+
+
+@st.composite
+def tied_cases(draw: st.DrawFn) -> DecoderCase:
+    """Decoders whose queries are all zero, so that all rows score alike: the order of ties decides, inside a run too."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=1, max_size=2)))
+    keeps = sorted((draw(st.integers(1, 4)) for _ in layers), reverse=True)
+    action = draw(st.sampled_from(["reroute", "delete"]))
+    case = _small_case(draw, {"action": action, "decisions": _decisions(layers, keeps)}, visual=4)
+    return replace(case, flat=True)
 
 
 @st.composite

@@ -17,6 +17,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+from reroute_spec.predicates import free_names
 from reroute_spec.rules import Rule, parse, rules, to_index, to_json
 
 from .checks import checks
@@ -83,7 +84,7 @@ class Audit:
             "rules": len(self.traces),
             "must": len(must),
             "traced": sum(not trace.lacks for trace in must),
-            "planned": sum(trace.rule.id in self.planned for trace in must),
+            "planned": sum(bool(trace.lacks) and trace.rule.id in self.planned for trace in must),
             "may": len(self.traces) - len(must),
         }
 
@@ -94,7 +95,7 @@ def audit() -> Audit:
     chapters = Path(str(resources.files("reroute_spec"))).parent
     text = (chapters / "10-config.md").exists()
     if text:
-        faults += _stale(chapters)
+        faults += stale(chapters)
     for rule_id, trace in traces.items():
         lacks = trace.lacks - planned.get(rule_id, (frozenset(), ""))[0]
         faults += [f"{rule_id} has no {part}, and none is planned" for part in PARTS if part in lacks]
@@ -104,6 +105,11 @@ def audit() -> Audit:
             continue
         there = parts - traces[rule_id].lacks
         faults += [f"{rule_id} has its {part}, yet planned.json still plans it" for part in sorted(there)]
+    unknown = [(f"check {check.name} exercises", rule_id) for check in checks() for rule_id in check.rules]
+    unknown += [(f"mutant {entry.name} breaks", entry.rule) for entry in MUTANTS]
+    faults += [
+        f"{who} {rule_id}, and no such rule exists" for who, rule_id in unknown if rule_id not in traces
+    ]
     for name, cited in _cited().items():
         faults += [
             f"{name} names {rule_id}, and no such rule exists" for rule_id in sorted(cited - traces.keys())
@@ -111,19 +117,35 @@ def audit() -> Audit:
     return Audit(traces, planned, tuple(faults), text)
 
 
-def _stale(chapters: Path) -> list[str]:
+def stale(chapters: Path) -> list[str]:
     """What is wrong with the chapters' form, or generated from other chapters than these."""
     try:
         parsed = parse(chapters)
     except ValueError as error:
         return [str(error)]
+    faults = [
+        f"{rule.id}: its check uses {name}, which README.md does not define"
+        for rule in parsed
+        for name in _undefined(rule, chapters)
+    ]
+    for path in sorted(chapters.glob("[0-9]*.md")):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            if "MUST" in line and not line.startswith("### RR-"):
+                faults.append(f"{path.name}:{number} has a MUST that no rule numbers")
     data = resources.files("reroute_spec").joinpath("rules.json")
     generated = {"rules.json": (to_json(parsed), data), "INDEX.md": (to_index(parsed), chapters / "INDEX.md")}
-    return [
+    return faults + [
         f"{name} is not what the chapters say: run `make rules`"
         for name, (right, path) in generated.items()
         if not path.is_file() or path.read_text("utf-8") != right
     ]
+
+
+def _undefined(rule: Rule, chapters: Path) -> list[str]:
+    """Names in a check that the README's table does not define."""
+    defined = set(re.findall(r"^\| .*?`.*?(?=\|)", (chapters / "README.md").read_text("utf-8"), re.MULTILINE))
+    words = set(re.findall(r"`(\w+)", " ".join(defined)))
+    return sorted(free_names(rule.check) - words)
 
 
 def trace_rules() -> dict[str, Trace]:
@@ -133,10 +155,11 @@ def trace_rules() -> dict[str, Trace]:
         if rule_id in traces:
             traces[rule_id].reference += marks
     for check in checks():
-        for rule_id in check.rules:
+        for rule_id in set(check.rules) & traces.keys():
             traces[rule_id].check.append(check.name)
     for entry in MUTANTS:
-        traces[entry.rule].mutant.append(entry.name)
+        if entry.rule in traces:
+            traces[entry.rule].mutant.append(entry.name)
     return traces
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import product
 from typing import Any
 
 from reroute_spec import DecoderShape
 from reroute_spec.canonical import CanonicalConfig
 
-from .cases import DecoderCase, GivenCase, LlavaCase, Row, decoder_config
+from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase, decoder_config
 
 
 def _filled(config: CanonicalConfig, given: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,8 @@ def budgets() -> tuple[DecoderCase, ...]:
         ("0.001", 9),
         ("1/3", 9),
         ("1/3", 1),
+        ("0.289999999999", 100),
+        ("0.28999999999999999", 100),
     )
     unrouted = DecoderCase({"action": "reroute", "decisions": []}, [Row("tvvt")], config=config)
     routed = [
@@ -125,3 +128,13 @@ def budgets() -> tuple[DecoderCase, ...]:
         for action in ("reroute", "delete")
     ]
     return (*routed, unrouted)
+
+
+def large_selections() -> tuple[SelectCase, ...]:
+    """As many scores as an image has rows, softmax-like: small, close together, many of them equal."""
+    cases = []
+    for seed, n in enumerate((129, 576, 4096)):
+        draw = random.Random(seed)
+        bits = [0x3C000000 + draw.randrange(n // 2) for _ in range(n)]  # from 2^-7 upwards, a few ulps apart
+        cases += [SelectCase(bits=bits, k=k) for k in (1, n // 9, n - 1)]
+    return tuple(cases)

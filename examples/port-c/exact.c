@@ -56,7 +56,6 @@ static int compare(const struct big *a, const struct big *b) {
     return 0;
 }
 
-/* Of accepted ratios: at most 41 digits each. */
 static struct big product(const struct big *a, const struct big *b) {
     struct big result;
     set(&result, 0);
@@ -74,11 +73,44 @@ static struct big product(const struct big *a, const struct big *b) {
     return result;
 }
 
+/* a -= b, which is not larger */
+static void subtract(struct big *a, const struct big *b) {
+    int64_t borrow = 0;
+    for (int i = 0; i < a->length; i++) {
+        int64_t rest = (int64_t)a->limb[i] - (i < b->length ? b->limb[i] : 0) - borrow;
+        borrow = rest < 0;
+        a->limb[i] = (uint32_t)(rest + borrow * BASE);
+    }
+    while (a->length && !a->limb[a->length - 1])
+        a->length--;
+}
+
+/* The greatest common divisor of two numbers that are not zero. */
+static struct big common_divisor(struct big a, struct big b) {
+    int twos = 0;
+    for (struct big half = b; divided(&half, 2) && divided(&a, 2); b = half)
+        twos++;
+    while (a.length) {
+        while (divided(&a, 2)) {
+        }
+        while (divided(&b, 2)) {
+        }
+        if (compare(&a, &b) < 0) {
+            struct big larger = b;
+            b = a;
+            a = larger;
+        }
+        subtract(&a, &b);
+    }
+    raise(&b, 2, twos);
+    return b;
+}
+
 /* Appends a run of digits to a, and says how many there were. */
 static int read_digits(const char **at, struct big *a) {
     int count = 0;
     for (; **at >= '0' && **at <= '9'; (*at)++)
-        if (++count <= 40)
+        if (++count <= 41)
             grow(a, 10, (uint32_t)(**at - '0'));
     return count;
 }
@@ -95,7 +127,7 @@ static bool parse_ratio(const char *at, size_t length, struct big *over, struct 
     if (before && *at == '/') {
         at++;
         after = read_digits(&at, under);
-        return before <= 40 && after >= 1 && after <= 40 && at == end;
+        return before <= 41 && after >= 1 && after <= 41 && at == end;
     }
     if (*at == '.') {
         at++;
@@ -130,7 +162,7 @@ static bool parse_ratio(const char *at, size_t length, struct big *over, struct 
 }
 
 void read_keep(const struct json *value, const char *field, struct keep *keep) {
-    struct big largest;
+    struct big largest, divisor;
     char remedy[80];
     if (value && value->type == JSON_NUMBER) {
         if (value->number != floor(value->number)) { /* RR-CFG-005 */
@@ -148,8 +180,10 @@ void read_keep(const struct json *value, const char *field, struct keep *keep) {
         refuse(field, "give a decimal (\"0.25\") or a fraction (\"1/4\")", "\"%.60s\" is no ratio", value->text);
     if (!keep->over.length || compare(&keep->over, &keep->under) > 0)
         refuse(field, "a ratio lies in (0, 1]; \"1\" keeps all", "\"%.60s\" is outside (0, 1]", value->text);
+    divisor = common_divisor(keep->over, keep->under);
     set(&largest, 1);
     raise(&largest, 10, 40);
+    largest = product(&largest, &divisor); /* that of the ratio in lowest terms, times what was reduced */
     if (compare(&keep->under, &largest) > 0)
         refuse(field, "give at most 40 digits", "\"%.60s\" has a denominator beyond 10^40", value->text);
 }

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from .errors import RerouteError
 from .plan import Plan
+from .schedule import ScoreRule
 from .shapes import DecoderShape, HybridShape
 
 _STATE_ELEMENT_BYTES = 4  # a recurrent state is kept in float32, whatever the model's dtype
@@ -28,7 +29,8 @@ class BlockCost:
         projections: FLOPs of q, k, v, gates and output, and of a linear block's convolution.
         attention: FLOPs of scores and values, causal; in a linear block of its recurrence, row by row.
         mlp: FLOPs of the gate, up and down projections.
-        scoring: FLOPs of the keys of rows that then do not run, and of the last row's scores.
+        scoring: FLOPs of the asking rows' logits and, unless scores are read from the block before, of the keys of rows
+            that then do not run.
     """
 
     rows: int
@@ -108,14 +110,16 @@ def cost(plan: Plan, shape: DecoderShape, element_bytes: int = 2) -> Cost:
     """
     _check(plan, shape)
     _check_count("element_bytes", element_bytes, 1)
-    scored = {stage.first: stage.scored for stage in plan.stages if stage.index > 0}
+    scoring = {
+        stage.first: _scoring(shape, plan.score, stage.scored, plan.kv_rows[stage.first])
+        for stage in plan.stages
+        if stage.index > 0
+    }
     blocks = tuple(
-        _block(shape, layer, rows, scored.get(layer), element_bytes)
+        _block(shape, layer, rows, scoring.get(layer, 0), element_bytes)
         for layer, rows in enumerate(plan.kv_rows)
     )
-    dense = tuple(
-        _block(shape, layer, plan.num_rows, None, element_bytes) for layer in range(plan.num_layers)
-    )
+    dense = tuple(_block(shape, layer, plan.num_rows, 0, element_bytes) for layer in range(plan.num_layers))
     return Cost(blocks, dense, 2 * shape.key_size * element_bytes)
 
 
@@ -225,14 +229,7 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise RerouteError(name, f"{value!r} is no count", f"give an integer >= {least}")
 
 
-def _block(
-    shape: DecoderShape, layer: int, rows: int, scored_rows: int | None, element_bytes: int
-) -> BlockCost:
-    scoring = 0
-    if scored_rows is not None:
-        # keys of the rows that then run are the block's own keys; the last row's query is its own too
-        keys = 2 * (scored_rows - rows) * shape.hidden_size * shape.key_size
-        scoring = keys + 2 * scored_rows * shape.query_size
+def _block(shape: DecoderShape, layer: int, rows: int, scoring: int, element_bytes: int) -> BlockCost:
     return BlockCost(
         rows=rows,
         kv_rows=rows if layer in shape.attention_layers else 0,
@@ -242,6 +239,15 @@ def _block(
         scoring=scoring,
         state_bytes=_state_bytes(shape, layer, element_bytes),
     )
+
+
+def _scoring(shape: DecoderShape, score: ScoreRule, scored: int, rows: int) -> int:
+    """What a decision adds to its block, which runs ``rows`` of the ``scored`` rows (RR-BUD-006)."""
+    logits = 2 * min(score.n, scored) * scored * shape.query_size
+    if score.source == "previous":
+        return logits  # of keys that the block before has made
+    # keys of the rows that then run are the block's own; the asking rows' queries too, as far as they are text
+    return logits + 2 * (scored - rows) * shape.hidden_size * shape.key_size
 
 
 def _mixing(shape: DecoderShape, layer: int, rows: int) -> int:

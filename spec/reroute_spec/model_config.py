@@ -57,8 +57,8 @@ def shape_from_config(config: str | Path | Mapping[str, Any]) -> DecoderShape:
 
     Args:
         config: the parsed ``config.json``, its path, or the path of its folder. The decoder is its ``text_config``
-            where it has one. ``head_dim`` defaults to hidden size / heads and ``num_key_value_heads`` to the heads,
-            where transformers has it so.
+            where it has one. ``head_dim`` defaults to hidden size / heads, and for Llama
+            ``num_key_value_heads`` to the heads, as in transformers.
 
     Raises:
         RerouteError: naming the field that is missing, or that says that the blocks are not of a known kind.
@@ -72,7 +72,7 @@ def shape_from_config(config: str | Path | Mapping[str, Any]) -> DecoderShape:
     if not isinstance(text, Mapping):
         raise RerouteError("text_config", f"is a {type(text).__name__}", "give an object")
     kind = text.get("model_type")
-    if kind not in _DECODERS:
+    if not isinstance(kind, str) or kind not in _DECODERS:
         raise unknown(f"{prefix}model_type", kind, [*_DECODERS])
     return _shape(kind, {**_DECODERS[kind], **text}, prefix)
 
@@ -88,16 +88,22 @@ def _read(path: Path) -> Any:
 
 
 def _shape(kind: str, text: Mapping[str, Any], prefix: str) -> DecoderShape:
-    if text.get("use_sliding_window"):
-        raise RerouteError(f"{prefix}use_sliding_window", "is true", "costs are of full attention")
+    if text.get("use_sliding_window", False) not in (False, None):
+        problem = f"is {text['use_sliding_window']!r}"
+        raise RerouteError(f"{prefix}use_sliding_window", problem, "costs are of full attention: false")
     layers, hidden, intermediate, heads = (_size(text, name, prefix) for name in _SIZES)
     free = kind in _HEAD_DIM_IS_FREE
     if free or text.get("head_dim") is not None:
         head_dim = _size(text, "head_dim", prefix)
+    elif hidden % heads:
+        problem = f"{hidden} is no multiple of {heads} heads"
+        raise RerouteError(
+            f"{prefix}hidden_size", problem, "give head_dim where heads do not share it evenly"
+        )
     else:
         head_dim = hidden // heads
-    kv_heads = heads
-    if free or text.get("num_key_value_heads") is not None:
+    kv_heads = heads  # as LlamaConfig has it; the Qwen configurations have numbers of their own for a default
+    if kind != "llama" or text.get("num_key_value_heads") is not None:
         kv_heads = _size(text, "num_key_value_heads", prefix)
     sizes = (layers, hidden, intermediate, heads, kv_heads, head_dim)
     attending = _attention_layers(text, layers, prefix, hybrid=kind == "qwen3_5_text")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from .budget import budget
 from .errors import RerouteError
-from .schedule import Schedule
+from .schedule import Schedule, ScoreRule
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Plan:
     spans: tuple[range, ...]
     stages: tuple[Stage, ...]
     kv_rows: tuple[int, ...]
+    score: ScoreRule = field(default_factory=ScoreRule)
 
     @property
     def num_visual(self) -> int:
@@ -100,7 +101,7 @@ def plan(
     stages = _stages(schedule, num_layers, text, spans)
     # RR-KV-001
     kv_rows = tuple(text + stage.kept for stage in stages for _ in range(stage.first, stage.last + 1))
-    return Plan(len(visual), visual_rows, spans, stages, kv_rows)
+    return Plan(len(visual), visual_rows, spans, stages, kv_rows, schedule.score)
 
 
 def _spans(

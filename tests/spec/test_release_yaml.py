@@ -131,6 +131,9 @@ REFUSED = [
     ("--- a\n--- b", "schedule"),
     ("[" * 100_000, "schedule"),
     ("a: &a [*a]", "a"),
+    ("action: reroute\ndecisions: [{layer: !!int '', keep: 1}]", "schedule"),
+    ("action: reroute\ndecisions: [{layer: !!int '0x10', keep: 1}]", "schedule"),
+    ("action: reroute\ndecisions: [{layer: !!bool maybe, keep: 1}]", "schedule"),
 ]
 
 

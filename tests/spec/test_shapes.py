@@ -35,6 +35,7 @@ QWEN2 = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
 }
 
 
@@ -82,7 +83,10 @@ def test_llavas_published_configuration_leaves_its_sizes_to_llamas_defaults():
     assert shape_from_config(published) == DECODER_SHAPES["llava-1.5-7b"]
 
 
-def test_head_dim_and_key_value_heads_have_transformers_defaults():
+def test_head_dim_and_llamas_key_value_heads_have_transformers_defaults():
+    llama = {**QWEN2, "model_type": "llama"}
+    del llama["num_key_value_heads"]
+    assert shape_from_config(llama) == DecoderShape(2, 64, 128, 4, 4, 16)
     assert shape_from_config(QWEN2) == DecoderShape(2, 64, 128, 4, 4, 16)
     assert shape_from_config({**QWEN2, "num_key_value_heads": 2, "head_dim": 8}) == DecoderShape(
         2, 64, 128, 4, 2, 8
@@ -99,6 +103,10 @@ def test_layer_types_follow_the_interval_unless_written():
 REFUSED = [
     ({**QWEN2, "model_type": "mamba"}, "model_type"),
     ({**QWEN2, "model_type": None}, "model_type"),
+    ({**QWEN2, "model_type": ["qwen2"]}, "model_type"),
+    ({**QWEN2, "num_key_value_heads": None}, "num_key_value_heads"),
+    ({**QWEN2, "hidden_size": 66}, "hidden_size"),
+    ({**QWEN2, "use_sliding_window": "false"}, "use_sliding_window"),
     ({key: value for key, value in QWEN2.items() if key != "hidden_size"}, "hidden_size"),
     ({**QWEN2, "num_hidden_layers": "2"}, "num_hidden_layers"),
     ({**QWEN2, "num_hidden_layers": True}, "num_hidden_layers"),
