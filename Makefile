@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format rules proofs
+.PHONY: demo port test lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch
 	$(BIN)/vlm-reroute plan --preset reroute-fastv-192 --model llava-1.5-7b
 	@cat reroute-report/verdict.txt
+
+# the example in C: no Python in it, and it conforms in every profile that it claims
+port: $(STAMP)
+	$(MAKE) -C examples/port-c
+	$(BIN)/vlm-reroute conform --cmd examples/port-c/port
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2

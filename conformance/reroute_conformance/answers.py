@@ -21,6 +21,22 @@ class MalformedError(Exception):
     """A target's answer that is not of the protocol's form (RR-ERR-003)."""
 
 
+class UnansweredError(MalformedError):
+    """No answer at all: the target died, hung or said what is no message. Never taken for a refusal.
+
+    Attributes:
+        hung: whether time was up, so that trying again costs as much again.
+    """
+
+    def __init__(self, problem: str, *, hung: bool = False) -> None:
+        super().__init__(problem)
+        self.hung = hung
+
+
+class SkippedError(Exception):
+    """A target that does not take a case, and says why: neither right nor wrong, and never a pass."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One request's part of what ``Target.run`` returned, its form checked against the request's plan."""

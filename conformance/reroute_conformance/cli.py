@@ -6,6 +6,8 @@ import json
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from .protocol import Target
     from .runner import Report
 
 _HARNESS_ERROR = 3
@@ -35,15 +38,23 @@ app.add_typer(cli_cost.app)
 app.add_typer(cli_rules.app)
 
 _Target = Annotated[
-    str,
+    str | None,
     typer.Option(help="reference, optimized-torch, mutant:NAME, an entry point, or package.module:factory."),
 ]
+_Command = Annotated[
+    str | None,
+    typer.Option("--cmd", help="In place of --target: a command that speaks the protocol, in any language."),
+]
+_Timeout = Annotated[float, typer.Option(help="Seconds that a command of --cmd may take for a case.")]
+_DEFAULT_TIMEOUT = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
 
 
 @app.command()
 def conform(
-    target: _Target,
+    target: _Target = None,
+    cmd: _Command = None,
+    timeout: _Timeout = _DEFAULT_TIMEOUT,
     profiles: Annotated[str, typer.Option(help="Comma-separated, or all that the target claims.")] = "all",
     report: Annotated[Path, typer.Option(help="Folder for the report and failing cases.")] = Path(
         "reroute-report"
@@ -52,16 +63,17 @@ def conform(
 ) -> None:
     """Run the suite against a target and say whether it is Reroute."""
     from .runner import EXIT_CODES, chosen_profiles, run_suite, save_failures, to_records
-    from .targets import load_target
 
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
-    implementation = load_target(target)
+    implementation = _implementation(target, cmd, timeout)
     _prepare()
     chosen_profiles(implementation, chosen)  # refuse before the report of an earlier run goes
     path = _fresh_report(report)
-    with _progress() as on_check:
+    with _closing(implementation), _progress() as on_check:
         outcome = run_suite(implementation, chosen, on_check=on_check)
-    save_failures(outcome, target, report / "cases")
+    patience = "" if timeout == _DEFAULT_TIMEOUT else f"--timeout {timeout:g} "
+    option, name = ("--target", target) if cmd is None else (f"{patience}--cmd", cmd)
+    save_failures(outcome, str(name), report / "cases", option)
     records = "".join(json.dumps(record) + "\n" for record in to_records(outcome, _versions()))
     path.write_text(records, "utf-8")
     (report / "verdict.txt").write_text(f"Report: {path}\n{_verdict(outcome)}\n", "utf-8")
@@ -75,14 +87,20 @@ def conform(
 @app.command()
 def replay(
     case: Annotated[Path, typer.Argument(help="A case that conform saved.")],
-    target: _Target,
+    target: _Target = None,
+    cmd: _Command = None,
+    timeout: _Timeout = _DEFAULT_TIMEOUT,
 ) -> None:
     """Judge a saved case again."""
-    from .runner import replay_case
-    from .targets import load_target
+    from .runner import EXIT_CODES, INCOMPLETE, replay_case
 
     _prepare()
-    verdict = replay_case(case, load_target(target))
+    implementation = _implementation(target, cmd, timeout)
+    with _closing(implementation):
+        verdict = replay_case(case, implementation)
+    if verdict.skipped:
+        typer.echo(f"{case}: skipped by the target: {verdict.skipped}")
+        raise typer.Exit(EXIT_CODES[INCOMPLETE])
     for violation in verdict.violations:
         typer.echo(f"{_title(violation.rule)}\n  {violation.where}: {violation.detail}")
     typer.echo(f"{case}: {'FAILS' if verdict.violations else 'passes'}")
@@ -107,6 +125,32 @@ def main() -> None:
         else:
             traceback.print_exc()
     sys.exit(code)
+
+
+def _implementation(target: str | None, cmd: str | None, timeout: float) -> Target:
+    """What --target names or --cmd starts."""
+    from reroute_spec import RerouteError
+
+    if (target is None) == (cmd is None):
+        problem = "are both missing" if cmd is None else "are both given"
+        raise RerouteError("--target, --cmd", problem, "Missing option: give exactly one of the two")
+    if cmd is None:
+        from .targets import load_target
+
+        return load_target(str(target))
+    from .stdio import CommandTarget
+
+    return CommandTarget(cmd, timeout)
+
+
+@contextmanager
+def _closing(target: Target) -> Iterator[None]:
+    """End the process of a target that is one."""
+    try:
+        yield
+    finally:
+        if callable(close := getattr(target, "close", None)):
+            close()
 
 
 def _fresh_report(folder: Path) -> Path:
@@ -147,9 +191,6 @@ def _versions() -> dict[str, str]:
 
 def _progress() -> Any:
     """A progress bar per check, on stderr."""
-    from collections.abc import Callable, Iterator
-    from contextlib import contextmanager
-
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -212,12 +253,16 @@ def _print_report(report: Report, path: Path) -> None:
     for result in report.results:
         outcome = "[green]pass[/]" if result.failure is None else f"[red]{result.failure.violation.rule}[/]"
         if result.failure is None and result.missing():
-            outcome = "[yellow]not exercised[/]"
+            outcome = f"[yellow]{'skipped' if result.skipped else 'not exercised'}[/]"
         counts = (result.examples, result.decisions, result.ambiguous if result.decisions else "")
         cells = ("" if count == 0 and index == 1 else str(count) for index, count in enumerate(counts))
         table.add_row(result.check.name, result.check.profile, outcome, *cells, f"{result.seconds:.1f}")
     console.print(table)
     _print_failures(console, report)
+    for result in report.results:
+        if result.skipped:
+            words = f"{result.check.name}: {result.skipped} cases skipped by the target: {result.skip_reason}"
+            console.print(words, markup=False)
     if report.uncovered:
         rules = ", ".join(rule.removeprefix("RR-") for rule in report.uncovered)
         console.print(

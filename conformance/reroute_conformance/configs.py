@@ -10,7 +10,7 @@ from typing import Any
 from reroute_spec import Schedule, plan
 from reroute_spec.predicates import holds
 
-from .answers import MalformedError
+from .answers import MalformedError, SkippedError
 from .cases import ConfigCase
 from .protocol import Target
 from .verdict import Verdict
@@ -44,6 +44,8 @@ def judge_config(case: ConfigCase, target: Target) -> Verdict:
     try:
         rows = target.plan(data, case.num_layers, case.visual(), list(case.images))
         error: Any = None
+    except (MalformedError, SkippedError):
+        raise  # neither accepted nor refused
     except Exception as refused:
         rows, error = (), refused.__cause__ if hasattr(refused.__cause__, "field") else refused
     verdict.exercised.update(broken)

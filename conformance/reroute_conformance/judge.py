@@ -18,7 +18,7 @@ from reroute_reference.model import as_decoder
 from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
 from reroute_spec.trace import select_in_spans
 
-from .answers import first_difference, read_answers
+from .answers import MalformedError, SkippedError, UnansweredError, first_difference, read_answers
 from .cases import RoutedCase
 from .protocol import Target
 from .requests import RequestJudge
@@ -95,6 +95,10 @@ def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
     verdict, raised = Verdict(), False
     try:
         target.run(case.model(), case.inputs(), case.routing())
+    except (UnansweredError, SkippedError):
+        raise  # a crash is no refusal
+    except MalformedError:
+        pass  # an answer, wrong as it is: nothing was refused
     except Exception:
         raised = True
     detail = "the input holds NaN, yet decisions were made: NaN must be an error"

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from reroute_reference import run as run_reference
 
-from .answers import Answer, read_answers, read_greedy, read_selection, read_tokens
+from .answers import (
+    Answer,
+    MalformedError,
+    SkippedError,
+    UnansweredError,
+    read_answers,
+    read_greedy,
+    read_selection,
+    read_tokens,
+)
 from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase
 from .judge import judge, read_case
 from .protocol import Target
@@ -33,6 +42,10 @@ def judge_nan(case: SelectCase, target: Target) -> Verdict:
     verdict, scores, rows, raised = Verdict(), case.scores(), None, False
     try:
         rows = target.select(case.scores(), case.k)
+    except (UnansweredError, SkippedError):
+        raise  # a crash is no refusal
+    except MalformedError:
+        pass  # an answer, wrong as it is: nothing was refused
     except Exception:
         raised = True
     detail = (

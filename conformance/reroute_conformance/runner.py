@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
-from .answers import MalformedError
+from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target
@@ -51,9 +51,13 @@ class CheckResult:
     ambiguous: int = 0
     failure: Failure | None = None
     seconds: float = 0.0
+    skipped: int = 0
+    skip_reason: str = ""  # of the first case that was skipped
 
     def missing(self) -> list[str]:
-        """MUST rules that this check should have exercised but did not."""
+        """MUST rules that this check should have exercised but did not; all of them where a case was skipped."""
+        if self.skipped:
+            return list(self.check.rules)
         return [rule for rule in self.check.rules if not self.exercised[rule]]
 
 
@@ -104,10 +108,17 @@ class _TargetRaisedError(Exception):
 
 
 class _Guarded:
-    """A target whose exceptions are told apart from the suite's own."""
+    """A target whose exceptions are told apart from the suite's own.
+
+    Attributes:
+        skipped: the reasons of the cases that it skipped.
+        hung: whether its time was up once: it is then asked no more.
+    """
 
     def __init__(self, target: Target) -> None:
         self.name, self.profiles = target.name, target.profiles
+        self.skipped: list[str] = []
+        self.hung = False
         self.select, self.plan, self.run, self.generate = (
             _guarded(method) for method in (target.select, target.plan, target.run, target.generate)
         )
@@ -118,6 +129,8 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
+        except (MalformedError, SkippedError):
+            raise  # told apart already
         except (Exception, SystemExit) as error:  # a target that exits must not end the suite as a success
             raise _TargetRaisedError(f"{type(error).__name__}: {error}") from error
 
@@ -125,13 +138,13 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_check(
-    check: Check, target: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
+    check: Check, implementation: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
 ) -> CheckResult:
     """Run one check until it is done or a violation is found and shrunk.
 
     Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
     """
-    result, started = CheckResult(check), time.perf_counter()
+    result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
     failing: dict[str, Failure] = {}  # by the case's digest
     shrinks_left = 4 * check.examples  # counted, not timed: the smallest case is the same on every machine
@@ -163,6 +176,9 @@ def run_check(
     if result.failure is None and result.decisions and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
         result.failure = Failure(Violation("RR-NUM-002", check.name, detail), case=None)
+    if target.skipped and result.failure is None:  # after a failure, smaller cases may have been skipped too
+        result.skipped, result.skip_reason = len(target.skipped), target.skipped[0]
+        result.examples -= result.skipped
     result.seconds = time.perf_counter() - started
     return result
 
@@ -185,12 +201,18 @@ def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> 
     configured(given(check.cases)(body))()
 
 
-def _judged(check: Check, case: Case, target: Target) -> Verdict:
+def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
     """A verdict, whatever the target does: raising and malformed answers are its failures, not the suite's."""
+    if target.hung:
+        return Verdict()  # one failure is enough: every smaller case could cost the whole timeout again
     try:
-        return check.judge(case, _Guarded(target))
+        return check.judge(case, target)
     except MalformedError as error:
+        target.hung = isinstance(error, UnansweredError) and error.hung
         return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])
+    except SkippedError as error:
+        target.skipped.append(str(error))
+        return Verdict(skipped=str(error))
     except _TargetRaisedError as error:
         return Verdict([Violation("RR-ERR-003", "valid input", f"the target raised {error}")])
 
@@ -244,8 +266,8 @@ def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str
     return tuple(name for name in PROFILES if name in names)
 
 
-def save_failures(report: Report, target_name: str, folder: Path) -> None:
-    """Write every failing case to ``folder`` and note the command that replays it."""
+def save_failures(report: Report, target_name: str, folder: Path, option: str = "--target") -> None:
+    """Write every failing case to ``folder`` and note the command that replays it, ``option`` naming the target."""
     for result in report.results:
         failure = result.failure
         if failure is None or failure.case is None:
@@ -254,7 +276,7 @@ def save_failures(report: Report, target_name: str, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {"check": result.check.name, "rule": failure.violation.rule, "case": failure.case.to_dict()}
         path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-        command = f"vlm-reroute replay {quote(str(path))} --target {quote(target_name)}"
+        command = f"vlm-reroute replay {quote(str(path))} {option} {quote(target_name)}"
         result.failure = Failure(failure.violation, failure.case, path, command)
 
 
@@ -276,7 +298,7 @@ def replay_case(path: Path, target: Target) -> Verdict:
         raise RerouteError(
             "CASE", f"{path} is no saved case ({error!r})", "give a file that conform wrote"
         ) from None
-    return _judged(check, case, target)
+    return _judged(check, case, _Guarded(target))
 
 
 def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:
@@ -304,6 +326,8 @@ def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, A
             "ambiguous": result.ambiguous,
             "missing": result.missing(),
         }
+        if result.skipped:
+            line["skipped"] = {"cases": result.skipped, "reason": result.skip_reason}
         if result.failure is not None:
             line["failure"] = describe(result.failure)
         lines.append(line)

@@ -29,12 +29,16 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What one case showed: broken rules in the order in which they were found, and which rules were judged at all."""
+    """What one case showed: broken rules in the order in which they were found, and which rules were judged at all.
+
+    ``skipped`` is why the target did not take the case.
+    """
 
     violations: list[Violation] = field(default_factory=list)
     exercised: Counter[str] = field(default_factory=Counter)
     decisions: int = 0
     ambiguous: int = 0
+    skipped: str = ""
 
     def require(
         self,

@@ -1,0 +1,202 @@
+"""A command in any language as a target: JSON lines on its standard input and output (spec/FORMATS.md, Protocol)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from reroute_spec import SPEC_VERSION, RerouteError, Schedule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .answers import MalformedError, SkippedError, UnansweredError
+from .messages import line_of, observed, read_message, read_tensors, read_traces, requests_of, short
+from .process import LineProcess, plain
+from .protocol import PROFILES, Model
+
+
+class RefusalError(Exception):
+    """The target's ``error`` reply (RR-ERR-001).
+
+    Attributes:
+        field, remedy: as it gave them, empty where it did not.
+    """
+
+    def __init__(self, field: str, message: str, remedy: str) -> None:
+        super().__init__(f"{field}: {message}; {remedy}" if field else message)
+        self.field = field
+        self.remedy = remedy
+
+
+class CommandTarget:
+    """A process behind the target protocol, started anew after whatever it did wrong.
+
+    Args:
+        command: program and arguments as a shell would split them; no shell runs.
+        timeout: seconds for one answer.
+
+    Attributes:
+        name: as the command calls itself.
+        profiles: what it claims of what can be exercised today.
+
+    Raises:
+        RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
+    """
+
+    def __init__(self, command: str, timeout: float = 60.0) -> None:
+        if not timeout > 0:
+            raise RerouteError("--timeout", f"{timeout:g} seconds", "give a number above 0")
+        try:
+            self._command = shlex.split(command)
+        except ValueError as error:
+            raise RerouteError(
+                "--cmd", f"{command!r} cannot be split ({error})", "close its quotes"
+            ) from None
+        if not self._command:
+            raise RerouteError("--cmd", "is empty", "give a program and its arguments")
+        self._timeout, self._seq = timeout, 0
+        self._process: LineProcess | None = None
+        self._folder = TemporaryDirectory(prefix="vlm-reroute-")
+        try:
+            said = self._introduced()
+        except UnansweredError as error:
+            self.close()
+            raise RerouteError("--cmd", str(error), "see the protocol in spec/FORMATS.md") from None
+        self.name = plain(said["name"])
+        if "float32" not in said["dtypes"]:
+            raise self._refused("dtypes", "do not name float32", "the suite runs in float32")
+        if "hf" in said["profiles"]:
+            raise self._refused(
+                "profiles", "name hf", "a command cannot run transformers models: leave it out"
+            )
+        # what nothing exercises yet is left out, so that no verdict names it
+        self.profiles = frozenset(said["profiles"]) & frozenset(PROFILES)
+
+    def select(self, scores: Tensor, k: int) -> Sequence[int]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        bits = scores.to(torch.float32).view(torch.int32).tolist()
+        result = self._ask("select", {"scores": {"float32_bits": bits}, "k": k}, "selected")
+        return [int(place) for place in result["selected"]]
+
+    def plan(
+        self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
+    ) -> Sequence[int]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        inputs = {"schedule": schedule, "num_layers": num_layers, "visual": visual, "images": images}
+        rows = self._ask("config", inputs, "kv_rows")["kv_rows"]
+        if len(rows) != 1:
+            raise MalformedError(f"kv_rows are of {len(rows)} requests, a config case has one")
+        return [int(count) for count in rows[0]]
+
+    def run(
+        self,
+        model: Model,
+        inputs: Mapping[str, Any],
+        schedule: Schedule,
+        *,
+        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
+        continuation: Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "a command runs canonical decoders only")
+        config, weights = model
+        requests, tensors = requests_of(inputs, decisions, continuation)
+        data = {
+            "schedule": schedule.to_dict(),
+            "decoder": {"config": config.to_dict(), "weights": "weights."},
+            "requests": requests,
+        }
+        tensors |= {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
+        kind = "trace" if decisions is None else "route"
+        result, found = self._ask_tensors(kind, data, tensors)
+        traces = read_traces(result["traces"], len(requests))
+        tokens = None if continuation is None else continuation.shape[1]
+        return [
+            observed(b, trace, config, result["tensors"], found, tokens) for b, trace in enumerate(traces)
+        ]
+
+    def generate(
+        self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
+    ) -> Tensor:
+        """Not part of the protocol."""
+        raise RerouteError("generate", "is not part of the protocol", "leave the profile hf out")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.stop(line_of({"type": "bye"}))
+            self._process = None
+        self._folder.cleanup()
+
+    def _ask(self, kind: str, inputs: Mapping[str, Any], *needed: str, **files: str) -> dict[str, Any]:
+        """The content of the ``result`` of one case.
+
+        Raises:
+            SkippedError, RefusalError: the target said so.
+            MalformedError: no answer of the protocol's form; the next case then finds a fresh process.
+        """
+        if self._process is None:
+            self._introduced()
+        self._seq += 1
+        case = {"type": "case", "seq": self._seq, "kind": kind, "inputs": inputs, "dtype": "float32", **files}
+        answer = self._exchange(case, "result", "skipped", "error")
+        if answer["seq"] != self._seq:
+            self._abandon()
+            raise UnansweredError(f"the target answered case {answer['seq']!r}, asked was {self._seq}")
+        if answer["type"] == "skipped":
+            raise SkippedError(short(answer["reason"]))
+        if answer["type"] == "error":
+            said = (answer.get("field", ""), answer["message"], answer.get("remedy", ""))
+            raise RefusalError(*(short(text) for text in said))
+        missing = [name for name in needed if name not in answer["result"]]
+        if missing:
+            raise MalformedError(f"the result of a {kind} case has no {', '.join(missing)}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def _ask_tensors(
+        self, kind: str, inputs: Mapping[str, Any], tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As :meth:`_ask`, with the tensors that go and those that come back."""
+        given, output = (Path(self._folder.name) / f"case.{end}.safetensors" for end in ("in", "out"))
+        save_file(tensors, given)
+        try:
+            result = self._ask(kind, inputs, "traces", "tensors", tensors=str(given), output=str(output))
+            return result, read_tensors(output)
+        finally:
+            for path in (given, output):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _introduced(self) -> dict[str, Any]:
+        """Start the process and hear what it is."""
+        try:
+            self._process = LineProcess(self._command)
+        except (OSError, ValueError) as error:
+            raise UnansweredError(f"the target cannot be started ({error})") from None
+        hello = {"type": "hello", "protocol": 1, "spec_version": SPEC_VERSION}
+        return self._exchange(hello, "capabilities")
+
+    def _exchange(self, message: Mapping[str, Any], *expected: str) -> dict[str, Any]:
+        assert self._process is not None
+        try:
+            return read_message(self._process.exchange(line_of(message), self._timeout), expected)
+        except UnansweredError:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Give the process up: it may be anywhere in its own work."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def _refused(self, field: str, problem: str, remedy: str) -> RerouteError:
+        self.close()
+        return RerouteError(f"--cmd, {field} of {self.name}", problem, remedy)
