@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from reroute_spec.errors import unknown
 
+from . import fault_targets as t
 from . import faults as f
 from .targets import ReferenceTarget
 
@@ -64,7 +65,7 @@ def _answers(name: str, rule: str, check: str, target: type[ReferenceTarget]) ->
 
 
 def _asks(name: str, rule: str, check: str, change: Any) -> Mutant:
-    return _answers(name, rule, check, f.of_another_schedule(change))
+    return _answers(name, rule, check, t.of_another_schedule(change))
 
 
 def _no_rope(given: dict[str, Any], name: str, value: float) -> Any:
@@ -72,7 +73,7 @@ def _no_rope(given: dict[str, Any], name: str, value: float) -> Any:
 
 
 def _mends(name: str, rule: str, change: Any) -> Mutant:
-    return _answers(name, rule, "config", f.of_other_data(change))
+    return _answers(name, rule, "config", t.of_other_data(change))
 
 
 MUTANTS = (
@@ -80,16 +81,16 @@ MUTANTS = (
     _mends(
         "layers-sorted",
         "RR-CFG-002",
-        f.layers_sorted,
+        t.layers_sorted,
     ),
-    _mends("layer-from-the-end", "RR-CFG-003", f.each_decision(f.layer_from_the_end)),
-    _mends("ratio-capped", "RR-CFG-004", f.each_decision(f.ratio_capped)),
-    _mends("float-read-as-decimal", "RR-CFG-005", f.each_decision(f.float_read)),
-    _mends("pool-of-delete-ignored", "RR-CFG-006", f.pool_of_delete),
-    _mends("renumber-of-reroute-ignored", "RR-CFG-007", f.positions_preserved),
-    _answers("refuses-without-a-field", "RR-CFG-008", "config", f.RefusesWithoutAField),
-    _asks("decides-without-decisions", "RR-CFG-009", "budgets", f.decides_anyway),
-    _answers("empty-decisions-recorded", "RR-BUD-002", "trace", f.of_other_answers(f.empty_decisions)),
+    _mends("layer-from-the-end", "RR-CFG-003", t.each_decision(t.layer_from_the_end)),
+    _mends("ratio-capped", "RR-CFG-004", t.each_decision(t.ratio_capped)),
+    _mends("float-read-as-decimal", "RR-CFG-005", t.each_decision(t.float_read)),
+    _mends("pool-of-delete-ignored", "RR-CFG-006", t.pool_of_delete),
+    _mends("renumber-of-reroute-ignored", "RR-CFG-007", t.positions_preserved),
+    _answers("refuses-without-a-field", "RR-CFG-008", "config", t.RefusesWithoutAField),
+    _asks("decides-without-decisions", "RR-CFG-009", "budgets", t.decides_anyway),
+    _answers("empty-decisions-recorded", "RR-BUD-002", "trace", t.of_other_answers(t.empty_decisions)),
     _selection("higher-ordinal-wins-ties", "RR-SEL-003", lambda s, i: (-s, -i)),
     _selection("lowest-scores", "RR-SEL-001", lambda s, i: (s, i)),
     _selection("negative-zero-below-zero", "RR-SEL-002", lambda s, i: (-s, math.copysign(1, s) < 0, i)),
@@ -106,11 +107,11 @@ MUTANTS = (
         "trace-ties",
         {"reroute_spec.trace.select": f.refusing_nan(f.order_by(lambda s, i: (-s, -i)))},
     ),
-    _answers("would-select-is-what-ran", "RR-NUM-003", "route", f.of_other_answers(f.would_select_what_ran)),
+    _answers("would-select-is-what-ran", "RR-NUM-003", "route", t.of_other_answers(t.would_select_what_ran)),
     _answers(
-        "scores-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", f.of_other_answers(f.noisy_values)
+        "scores-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy_values)
     ),
-    _answers("field-that-is-none", "RR-ERR-001", "config", f.NamesAnotherField),
+    _answers("field-that-is-none", "RR-ERR-001", "config", t.NamesAnotherField),
     _budget("k-rounded", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
     _budget("budget-in-binary-floats", "RR-BUD-001", "budgets", lambda keep, n, pool: int(float(keep) * n)),
     _budget("keep-all", "RR-BUD-001", "budgets", lambda keep, n, pool: n),
@@ -172,25 +173,25 @@ MUTANTS = (
         "budgets",
         lambda schedule: replace(schedule, action="reroute"),
     ),
-    _answers("output-of-survivors-only", "RR-BLOCK-008", "trace", f.of_other_answers(f.survivors_only)),
+    _answers("output-of-survivors-only", "RR-BLOCK-008", "trace", t.of_other_answers(t.survivors_only)),
     _routing("kv-rows-for-the-full-length", "RR-KV-001", "route", routed_block=f.all_rows_cached),
-    _answers("kv-missing-a-row", "RR-KV-001", "route", f.of_other_answers(f.without_last_key)),
+    _answers("kv-missing-a-row", "RR-KV-001", "route", t.of_other_answers(t.without_last_key)),
     _decode("decoded-rows-forgotten", "RR-KV-002", f.decoded_rows_forgotten),
     _decode("decode-position-from-cache-length", "RR-KV-004", f.decode_at_cache_length),
-    _answers("state-leaks-to-the-next-request", "RR-KV-006", "llava", f.Leaking),
-    _answers("write-back-misplaced", "RR-EQV-001", "example", f.of_other_answers(f.misplaced_write_back)),
+    _answers("state-leaks-to-the-next-request", "RR-KV-006", "llava", t.Leaking),
+    _answers("write-back-misplaced", "RR-EQV-001", "example", t.of_other_answers(t.misplaced_write_back)),
     _routing("delete-renumbers", "RR-EQV-003", "one-decision", routed_block=f.renumbered),
-    _answers("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", f.FirstRowDecides),
-    _answers("padding-counts-as-rows", "RR-EQV-005", "trace-batch", f.PaddingCounts),
+    _answers("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", t.FirstRowDecides),
+    _answers("padding-counts-as-rows", "RR-EQV-005", "trace-batch", t.PaddingCounts),
     _asks(
         "monotone-reroute-by-removal",
         "RR-EQV-006",
         "counterexample",
         lambda schedule: replace(schedule, action="delete", pool="survivors"),
     ),
-    _answers("given-decisions-ignored", "RR-NUM-003", "route", f.IgnoresReplay),
-    _answers("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", f.of_other_answers(f.noisy)),
-    _answers("raises-on-one-candidate", "RR-ERR-003", "budgets", f.RaisesOnOneVisualRow),
+    _answers("given-decisions-ignored", "RR-NUM-003", "route", t.IgnoresReplay),
+    _answers("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy)),
+    _answers("raises-on-one-candidate", "RR-ERR-003", "budgets", t.RaisesOnOneVisualRow),
 )
 
 
