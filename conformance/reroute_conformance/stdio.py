@@ -19,6 +19,8 @@ from .messages import line_of, observed, read_message, read_tensors, read_traces
 from .process import LineProcess, plain
 from .protocol import PROFILES, Model
 
+_LONGEST_TIMEOUT = 86400  # a day
+
 
 class RefusalError(Exception):
     """The target's ``error`` reply (RR-ERR-001).
@@ -49,8 +51,9 @@ class CommandTarget:
     """
 
     def __init__(self, command: str, timeout: float = 60.0) -> None:
-        if not timeout > 0:
-            raise RerouteError("--timeout", f"{timeout:g} seconds", "give a number above 0")
+        if not 0 < timeout <= _LONGEST_TIMEOUT:
+            remedy = f"give a number above 0, at most {_LONGEST_TIMEOUT}"
+            raise RerouteError("--timeout", f"{timeout:g} seconds", remedy)
         try:
             self._command = shlex.split(command)
         except ValueError as error:
@@ -67,7 +70,7 @@ class CommandTarget:
         except UnansweredError as error:
             self.close()
             raise RerouteError("--cmd", str(error), "see the protocol in spec/FORMATS.md") from None
-        self.name = plain(said["name"])
+        self.name = " ".join(plain(said["name"]).split())
         if "float32" not in said["dtypes"]:
             raise self._refused("dtypes", "do not name float32", "the suite runs in float32")
         if "hf" in said["profiles"]:
@@ -139,7 +142,8 @@ class CommandTarget:
 
         Raises:
             SkippedError, RefusalError: the target said so.
-            MalformedError: no answer of the protocol's form; the next case then finds a fresh process.
+            UnansweredError: nothing answered the case; the next one then finds a fresh process.
+            MalformedError: a result without what was asked for.
         """
         if self._process is None:
             self._introduced()

@@ -1,5 +1,5 @@
-/* The canonical decoder, one row at a time. What one operation hands to the next is float32, the dtype of the case; sums
- * inside an operation, angles and the softmax are double. That is what RR-BLOCK-004 to RR-BLOCK-006 allow ("at least
+/* The canonical decoder, one row at a time. What one operation hands to the next is float32, the dtype of the case;
+ * sums inside an operation, angles and the softmax are double. That is what RR-BLOCK-004 to RR-BLOCK-006 allow ("at least
  * float32", "may accumulate wider"), and it makes the order of a sum matter little (RR-NUM-001). */
 #include "port.h"
 

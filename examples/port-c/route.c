@@ -191,8 +191,8 @@ static void decide(struct run *r, int j, const struct json *given) {
         char field[40];
         snprintf(field, sizeof field, "scores[%zu]", v);
         if (pool[v] && isnan(scores[plan->visual_rows[v]])) /* RR-SEL-005 */
-            refuse(field, "find what made it: weights or embeddings hold NaN, or overflow", "is NaN at block %d, row %d",
-                   layer, plan->visual_rows[v]);
+            refuse(field, "find what made it: weights or embeddings hold NaN, or overflow",
+                   "is NaN at block %d, row %d", layer, plan->visual_rows[v]);
     }
     select_best(plan, j, scores, pool, best);
     put_record(r, j, pool, scores, given ? selected : best, given ? best : NULL);

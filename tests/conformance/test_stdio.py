@@ -178,7 +178,7 @@ def test_a_line_without_end_is_given_up(scripted, monkeypatch):
 def test_neither_side_can_block_the_other(scripted):
     talks = scripted("print('x' * 1_000_000, file=sys.stderr); answer(selected=[0])")
     assert talks.select(torch.ones(2), 1) == [0]
-    deaf = "say({'type': 'capabilities', 'protocol': 1, 'name': 'd', 'profiles': [], 'dtypes': ['float32']})"
+    deaf = "sys.stdin.readline(); say({'type': 'capabilities', 'protocol': 1, 'name': 'd', 'profiles': [], 'dtypes': ['float32']})"
     deaf = scripted(
         "time.sleep(60)", 0.6, WELL_BEHAVED[: WELL_BEHAVED.index("while True:\n    case")] + deaf + "\n"
     )
@@ -254,6 +254,21 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
     assert judged("select", SELECT, target).skipped == "not \\x1b[31m today"
 
 
+def test_a_skipped_case_shows_in_the_verdict(vlm_reroute, scripted, monkeypatch, tmp_path):
+    scripted("say({'type': 'skipped', 'seq': case['seq'], 'reason': 'not today'})")
+    command = shlex.join([sys.executable, "-S", str(tmp_path / "port0.py")])
+    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: (CHECKS["select"],))
+    code, out, _ = vlm_reroute("conform", "--cmd", command, "--report", str(tmp_path / "report"))
+    assert code == 2
+    assert "select: 400 cases skipped by the target: not today" in out
+    assert "INCOMPLETE: not exercised: RR-SEL-001" in out
+    saved = tmp_path / "case.json"
+    saved.write_text(json.dumps({"check": "select", "case": SELECT.to_dict()}))
+    code, out, _ = vlm_reroute("replay", str(saved), "--cmd", command)
+    assert code == 2
+    assert "skipped by the target: not today" in out
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -261,8 +276,8 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
         ("'unclosed", "cannot be split"),
         ("/no/such/port", "cannot be started"),
         ("true", "exit code 0 instead of an answer"),
-        ("echo hello", "no JSON"),
-        ("echo {}", "expected a message capabilities"),
+        ("echo hello", "no JSON|before it was asked"),
+        ("echo {}", "expected a message capabilities|before it was asked"),
     ],
 )
 def test_a_command_that_does_not_introduce_itself_is_refused(command, words):
@@ -284,7 +299,10 @@ def test_a_command_that_does_not_introduce_itself_is_refused(command, words):
 def test_what_no_command_can_claim_is_refused(scripted, change, words):
     said = "dict(type='capabilities', protocol=1, name='p', profiles=[], dtypes=['float32'])"
     with pytest.raises(RerouteError, match=words):
-        scripted(f"import json; print(json.dumps({said} | dict({change})), flush=True); input()", preamble="")
+        scripted(
+            f"import json; input(); print(json.dumps({said} | dict({change})), flush=True); input()",
+            preamble="",
+        )
 
 
 def test_a_profile_that_nothing_exercises_yet_is_in_no_verdict(scripted):
@@ -458,6 +476,7 @@ def test_what_a_port_gets_wrong_is_named(tmp_path, old, new, check, rule):
         (["--target", "reference", "--cmd", "true"], "are both given"),
         (["--cmd", "true"], "instead of an answer"),
         (["--cmd", "true", "--timeout", "0"], "give a number above 0"),
+        (["--cmd", "true", "--timeout", "inf"], "give a number above 0"),
     ],
 )
 @pytest.mark.parametrize("command", [["conform"], ["replay", "case.json"]])
