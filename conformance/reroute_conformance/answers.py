@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,22 @@ class UnansweredError(MalformedError):
 
 class SkippedError(Exception):
     """A target that does not take a case, and says why: neither right nor wrong, and never a pass."""
+
+
+def refused(call: Callable[[], Any]) -> tuple[Any, bool]:
+    """What a target answered, and whether it raised instead. A malformed answer is none, and no refusal either.
+
+    Raises:
+        UnansweredError, SkippedError: a crash is no refusal, nor is a case that was not taken.
+    """
+    try:
+        return call(), False
+    except (UnansweredError, SkippedError):
+        raise
+    except MalformedError:
+        return None, False
+    except Exception:
+        return None, True
 
 
 @dataclass(frozen=True)

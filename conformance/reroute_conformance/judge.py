@@ -18,7 +18,7 @@ from reroute_reference.model import as_decoder
 from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
 from reroute_spec.trace import select_in_spans
 
-from .answers import MalformedError, SkippedError, UnansweredError, first_difference, read_answers
+from .answers import first_difference, read_answers, refused
 from .cases import RoutedCase
 from .protocol import Target
 from .requests import RequestJudge
@@ -92,15 +92,8 @@ def read_case(case: RoutedCase) -> tuple[list[Prompt], list[Plan]]:
 
 def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
     """NaN in the input is an error, never a selection."""
-    verdict, raised = Verdict(), False
-    try:
-        target.run(case.model(), case.inputs(), case.routing())
-    except (UnansweredError, SkippedError):
-        raise  # a crash is no refusal
-    except MalformedError:
-        pass  # an answer, wrong as it is: nothing was refused
-    except Exception:
-        raised = True
+    verdict = Verdict()
+    _, raised = refused(lambda: target.run(case.model(), case.inputs(), case.routing()))
     detail = "the input holds NaN, yet decisions were made: NaN must be an error"
     verdict.require("RR-SEL-005", "prefill", detail, raised=raised, s=[float("nan")])
     return verdict

@@ -8,16 +8,7 @@ from typing import Any
 import torch
 from reroute_reference import run as run_reference
 
-from .answers import (
-    Answer,
-    MalformedError,
-    SkippedError,
-    UnansweredError,
-    read_answers,
-    read_greedy,
-    read_selection,
-    read_tokens,
-)
+from .answers import Answer, read_answers, read_greedy, read_selection, read_tokens, refused
 from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase
 from .judge import judge, read_case
 from .protocol import Target
@@ -39,15 +30,8 @@ def judge_select(case: SelectCase, target: Target) -> Verdict:
 
 def judge_nan(case: SelectCase, target: Target) -> Verdict:
     """NaN is an error, never a selection."""
-    verdict, scores, rows, raised = Verdict(), case.scores(), None, False
-    try:
-        rows = target.select(case.scores(), case.k)
-    except (UnansweredError, SkippedError):
-        raise  # a crash is no refusal
-    except MalformedError:
-        pass  # an answer, wrong as it is: nothing was refused
-    except Exception:
-        raised = True
+    verdict, scores = Verdict(), case.scores()
+    rows, raised = refused(lambda: target.select(case.scores(), case.k))
     detail = (
         f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
     )
@@ -94,12 +78,16 @@ def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
     """The same inputs twice: the same bits."""
     verdict, (first, second) = Verdict(), (_answers(case, target) for _ in range(2))
     for b, (one, two) in enumerate(zip(first, second, strict=True)):
-        for name, before, after in zip(
-            _outputs(one), _outputs(one).values(), _outputs(two).values(), strict=True
-        ):
-            where = f"request {b}, {name}, run twice"
+        after = _outputs(two)
+        for name, before in _outputs(one).items():
             verdict.require(
-                "RR-NUM-004", where, "the bits differ", request=b, same=same, first=before, second=after
+                "RR-NUM-004",
+                f"request {b}, {name}, run twice",
+                "the bits differ",
+                request=b,
+                same=same,
+                first=before,
+                second=after[name],
             )
     return verdict
 

@@ -9,22 +9,10 @@ from reroute_reference import forced_logits, generate, run
 from reroute_spec import RerouteError, RoutingTrace
 
 from . import zoo
-from .zoo import PICTURE, SMALL
+from .zoo import PICTURE, SMALL, net
 
 LAYOUT = ("ttt", PICTURE, "ttttt")
 BOTH_ACTIONS = pytest.mark.parametrize("action", ["reroute", "delete"])
-
-
-@pytest.fixture(
-    scope="module", params=[(f, a) for f in zoo.FAMILIES for a in ("sdpa", "eager")], ids="-".join
-)
-def family(request):
-    """The family; the model of its attention is looked up by :func:`net`."""
-    return request.param
-
-
-def net(family):
-    return zoo.model(*family)
 
 
 def inputs(family, *layouts, **rest):

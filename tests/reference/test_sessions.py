@@ -6,22 +6,11 @@ from reroute_reference import generate, run
 from reroute_spec import RerouteError
 
 from . import oracle, zoo
-from .zoo import PICTURE, SMALL
+from .zoo import PICTURE, SMALL, net
 
 BOTH_ACTIONS = pytest.mark.parametrize("action", ["reroute", "delete"])
 FIRST, SECOND = ("ttt", PICTURE, "ttttt"), ("tt", PICTURE, "tttt")
 PLAIN = [family for family in zoo.FAMILIES if family != "qwen3_5"]
-
-
-@pytest.fixture(
-    scope="module", params=[(f, a) for f in zoo.FAMILIES for a in ("sdpa", "eager")], ids="-".join
-)
-def family(request):
-    return request.param
-
-
-def net(family):
-    return zoo.model(*family)
 
 
 def both_turns(family):

@@ -131,3 +131,8 @@ def logits(family, states):
     net = wide(family)
     with torch.no_grad():
         return net.lm_head(oracle.rms_norm(net.model.language_model.norm, states))
+
+
+def net(family):
+    """The model of a family and attention."""
+    return model(*family)
