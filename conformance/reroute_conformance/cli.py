@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -140,7 +140,7 @@ def _implementation(target: str | None, cmd: str | None, timeout: float) -> Targ
         return load_target(str(target))
     from .stdio import CommandTarget
 
-    return CommandTarget(cmd, timeout)
+    return cast("Target", CommandTarget(cmd, timeout))
 
 
 @contextmanager

@@ -9,8 +9,36 @@ from reroute_spec import Schedule
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor, nn
 
-PROFILES = ("core", "stagewise", "gqa", "batch", "cache", "hf")
-"""What can be exercised today, in the order of the report."""
+PROFILES: Mapping[str, str] = {
+    "core": "schedules, selection, budgets, single requests of the canonical decoder",
+    "stagewise": "given decisions are replayed",
+    "gqa": "grouped heads, biases, query and key norms",
+    "mrope": "positions of three coordinates",
+    "batch": "several requests, padding",
+    "cache": "decode",
+    "session": "later turns of text and images, crop, requests moved in the batch",
+    "methods": "the original methods' score source and positions: previous, renumber",
+    "presets": "schedules by name, for any depth and any kinds of blocks",
+    "nuwa": "Nüwa's first stage in the vision tower",
+    "prefix": "a prefix is computed once for many requests",
+    "shards": "heads are sharded over processes",
+    "low-precision": "float16 and bfloat16",
+    "hf": "transformers models of the claimed families",
+}
+"""What a target may claim, in the order of the report, and what it means."""
+
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+"""Model families of profile ``hf``; a target that does not say which it runs claims the first."""
+
+_MEMBERS = {
+    "core": ("select", "plan", "run"),
+    "hf": ("generate",),
+    "session": ("session",),
+    "presets": ("schedule",),
+    "nuwa": ("first_stage",),
+    "prefix": ("run_prefix",),
+    "shards": ("run_shards",),
+}
 
 Model: TypeAlias = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 """A transformers model, or a canonical decoder as configuration and weights."""
@@ -19,9 +47,12 @@ Model: TypeAlias = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 class Target(Protocol):
     """An implementation under test.
 
+    Members of profiles that it does not claim may be missing (:func:`missing_members`).
+
     Attributes:
         name: shown in the report.
         profiles: the part of :data:`PROFILES` it claims; a check of another profile is not run.
+        families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
     """
 
     name: str
@@ -80,3 +111,84 @@ class Target(Protocol):
     ) -> Tensor:
         """Greedy decoding, exactly ``max_new_tokens``; prompt and new tokens [B, S + new]."""
         ...
+
+    def session(
+        self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
+    ) -> list[list[dict[str, Any]] | Exception]:
+        """Operations one after another on one model and one cache (profile ``session``).
+
+        Args:
+            model: see :data:`Model`.
+            schedule: of every prefill and of every turn with visual rows.
+            operations: each has ``op``, one of
+
+                - ``prefill``: ``inputs`` as for :meth:`run`; whatever was cached before is dropped;
+                - ``turn``: ``inputs`` of the new rows alone, without padding, text or new images;
+                - ``decode``: ``tokens`` [B], one per request;
+                - ``crop``: ``rows``, how many of the newest rows every request forgets;
+                - ``reorder`` and ``select``: ``order``, which request of the batch stands at each place afterwards;
+                - ``repeat``: ``times``, every request stands that often, one after another.
+
+        Returns:
+            Per operation the exception that it was refused with, which leaves everything as it was, or per request
+            what :meth:`run` returns, of the new rows: ``trace`` and ``residuals`` after a prefill or turn, ``logits`` after
+            those and after decode; and always ``length``, the logical length, and ``keys`` and ``values``, all that
+            every block has cached by then.
+        """
+        ...
+
+    def schedule(
+        self,
+        given: str | Mapping[str, Any],
+        num_layers: int,
+        attention_blocks: Sequence[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """The schedule, as plain data, that a preset's name stands for or that data reads as (profile ``presets``).
+
+        Args:
+            given: a name, or a schedule as data.
+            num_layers: blocks of the decoder.
+            attention_blocks: those with plain attention; all unless given.
+        """
+        ...
+
+    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+        """What Nüwa's first stage makes of a batch (profile ``nuwa``).
+
+        Returns:
+            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S'].
+        """
+        ...
+
+    def run_prefix(
+        self, model: Model, inputs: Sequence[Mapping[str, Any]], schedule: Schedule, rows: int
+    ) -> list[list[dict[str, Any]]]:
+        """As :meth:`run`, of one batch after another, all served from the first ``rows`` rows of the first one, which
+        are computed once (profile ``prefix``). A batch that does not begin with those rows raises.
+        """
+        ...
+
+    def run_shards(
+        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, shards: int
+    ) -> list[list[dict[str, Any]]]:
+        """As :meth:`run`, with the heads sharded over ``shards`` processes: what each of them returns (profile
+        ``shards``). ``shards`` divides the key heads; ``keys`` and ``values`` are of all heads.
+        """
+        ...
+
+
+def missing_members(target: Any) -> list[str]:
+    """What a target lacks for the profiles that it claims."""
+    claimed = getattr(target, "profiles", ())
+    claimed = claimed if isinstance(claimed, (set, frozenset, list, tuple)) else ()
+    needed = ["name", "profiles", *_MEMBERS["core"]]
+    needed += [member for profile, members in _MEMBERS.items() if profile in claimed for member in members]
+    return [member for member in dict.fromkeys(needed) if not hasattr(target, member)]
+
+
+def families_of(target: Target) -> tuple[str, ...]:
+    """The model families that a target claims with profile ``hf``, in the order of :data:`FAMILIES`."""
+    if "hf" not in target.profiles:
+        return ()
+    claimed = getattr(target, "families", FAMILIES[:1])
+    return tuple(family for family in FAMILIES if family in claimed)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, Phase, given, settings
 from reroute_spec import SPEC_VERSION, RerouteError
@@ -22,7 +22,7 @@ from reroute_spec.rules import rules
 from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
-from .protocol import PROFILES, Target
+from .protocol import PROFILES, Target, families_of
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
@@ -80,8 +80,9 @@ class Report:
         rules_missing = {
             rule for result in self.results if result.failure is None for rule in result.missing()
         }
+        ran = {result.check.profile for result in self.results}
         return [
-            *(f"profile {name}" for name in ("core",) if name not in self.profiles),
+            *(f"profile {name}" for name in dict.fromkeys(("core", *self.profiles)) if name not in ran),
             *sorted(rules_missing),
         ]
 
@@ -116,12 +117,13 @@ class _Guarded:
     """
 
     def __init__(self, target: Target) -> None:
-        self.name, self.profiles = target.name, target.profiles
+        self._target = target
         self.skipped: list[str] = []
         self.hung = False
-        self.select, self.plan, self.run, self.generate = (
-            _guarded(method) for method in (target.select, target.plan, target.run, target.generate)
-        )
+
+    def __getattr__(self, member: str) -> Any:
+        found = getattr(self._target, member)
+        return _guarded(found) if callable(found) else found
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +208,7 @@ def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
     if target.hung:
         return Verdict()  # one failure is enough: every smaller case could cost the whole timeout again
     try:
-        return check.judge(case, target)
+        return check.judge(case, cast(Target, target))
     except MalformedError as error:
         target.hung = isinstance(error, UnansweredError) and error.hung
         return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])
@@ -238,7 +240,7 @@ def run_suite(
     chosen = chosen_profiles(target, profiles)
     results = []
     for check in checks():
-        if check.profile in chosen:
+        if check.claimed(chosen, families_of(target)):
             total = (
                 len(check.cases)
                 if isinstance(check.cases, tuple)

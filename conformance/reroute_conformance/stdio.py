@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .answers import MalformedError, SkippedError, UnansweredError
 from .messages import line_of, observed, read_message, read_tensors, read_traces, requests_of, short
 from .process import LineProcess, plain
-from .protocol import PROFILES, Model
+from .protocol import Model
 
 _LONGEST_TIMEOUT = 86400  # a day
 
@@ -44,7 +44,7 @@ class CommandTarget:
 
     Attributes:
         name: as the command calls itself.
-        profiles: what it claims of what can be exercised today.
+        profiles: what it claims.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -77,8 +77,7 @@ class CommandTarget:
             raise self._refused(
                 "profiles", "name hf", "a command cannot run transformers models: leave it out"
             )
-        # what nothing exercises yet is left out, so that no verdict names it
-        self.profiles = frozenset(said["profiles"]) & frozenset(PROFILES)
+        self.profiles = frozenset(said["profiles"])
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

@@ -9,20 +9,23 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-import torch
-from reroute_reference import CanonicalDecoder, forced_logits, generate, run
+from reroute_reference import CanonicalDecoder, forced_logits, generate, prefix_of, run
+from reroute_reference.nuwa import first_stage
 from reroute_spec import RerouteError, Schedule, plan, select
 from reroute_spec.errors import unknown
+from reroute_spec.presets import preset
 from torch import Tensor, nn
 
-from .protocol import PROFILES, Model, Target
+from .protocol import FAMILIES, PROFILES, Model, Target, missing_members
+from .reference_session import ReferenceSession, loaded, observe
 
 
 class ReferenceTarget:
     """The reference behind the target protocol; mutants are small overrides of it."""
 
     name = "reference"
-    profiles = frozenset(PROFILES)
+    profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "hf"})
+    families = frozenset(FAMILIES[:1])
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
@@ -44,13 +47,14 @@ class ReferenceTarget:
         continuation: Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """See :class:`~reroute_conformance.protocol.Target`."""
-        return observe(
-            CanonicalDecoder(*model) if isinstance(model, tuple) else model,
-            inputs,
-            schedule,
-            decisions,
-            continuation,
-        )
+        network = loaded(model)
+        output = run(network, inputs, schedule, decisions=decisions)
+        return [
+            {**observed, "decode_logits": forced_logits(network, output.cache[b], continuation[b])}
+            if continuation is not None
+            else observed
+            for b, observed in enumerate(observe(output))
+        ]
 
     def generate(
         self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
@@ -58,33 +62,53 @@ class ReferenceTarget:
         """See :class:`~reroute_conformance.protocol.Target`."""
         return generate(model, inputs, schedule, max_new_tokens)
 
+    def session(
+        self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
+    ) -> list[list[dict[str, Any]] | Exception]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        session, done = self.opened(model, schedule), list[list[dict[str, Any]] | Exception]()
+        for operation in operations:
+            try:
+                done.append(session.step(operation))
+            except RerouteError as refusal:
+                done.append(refusal)
+        return done
 
-def observe(
-    model: nn.Module | CanonicalDecoder,
-    inputs: Mapping[str, Any],
-    schedule: Schedule,
-    decisions: Sequence[Sequence[Sequence[int]]] | None,
-    continuation: Tensor | None,
-) -> list[dict[str, Any]]:
-    """One run of the reference in the form that :meth:`Target.run` returns."""
-    output = run(model, inputs, schedule, decisions=decisions)
-    observed = []
-    for row, trace in enumerate(output.traces):
-        cached = [output.cache[row].keys_values(layer) for layer in range(len(output.kv_lengths))]
-        logits = output.logits[row]
-        observed.append(
-            {
-                "trace": trace,
-                "residuals": output.residuals[row],
-                "logits": logits[~logits.isnan().all(-1)],
-                "keys": [keys.clone() for keys, _ in cached],
-                "values": [values.clone() for _, values in cached],
-                "decode_logits": torch.empty(0, logits.shape[-1], dtype=logits.dtype),
-            }
-        )
-        if continuation is not None:
-            observed[-1]["decode_logits"] = forced_logits(model, output.cache[row], continuation[row])
-    return observed
+    def opened(self, model: Model, schedule: Schedule) -> ReferenceSession:
+        """A session in which nothing has been done yet."""
+        return ReferenceSession(loaded(model), schedule)
+
+    def schedule(
+        self,
+        given: str | Mapping[str, Any],
+        num_layers: int,
+        attention_blocks: Sequence[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        if not isinstance(given, str):
+            return Schedule.from_dict(given).to_dict()
+        return preset(given, num_layers, attention_blocks).to_dict()
+
+    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        return first_stage(model, inputs, tier)
+
+    def run_prefix(
+        self, model: Model, inputs: Sequence[Mapping[str, Any]], schedule: Schedule, rows: int
+    ) -> list[list[dict[str, Any]]]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        network = loaded(model)
+        prefix = prefix_of(network, inputs[0], schedule, rows)
+        return [observe(run(network, batch, schedule, prefix=prefix)) for batch in inputs]
+
+    def run_shards(
+        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, shards: int
+    ) -> list[list[dict[str, Any]]]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "the reference shards canonical decoders only")
+        output = run(CanonicalDecoder(*model, shards=shards), inputs, schedule)
+        return [observe(output) for _ in range(shards)]
 
 
 def reference() -> Target:
@@ -116,12 +140,7 @@ def load_target(name: str) -> Target:
     else:
         raise unknown("--target", name, [*points, "mutant:NAME", "package.module:factory"])
     target = _make(name, factory)
-    missing = [
-        member
-        for member in ("name", "profiles", "select", "plan", "run", "generate")
-        if not hasattr(target, member)
-    ]
-    if missing:
+    if missing := missing_members(target):
         raise RerouteError(
             "--target", f"{name!r} has no {', '.join(missing)}", "see reroute_conformance.protocol.Target"
         )
@@ -129,11 +148,12 @@ def load_target(name: str) -> Target:
         raise RerouteError(
             f"{name}.profiles", f"is a {type(target.profiles).__name__}", "give a frozenset of names"
         )
-    strange = set(target.profiles) - set(PROFILES)
-    if strange:
-        raise RerouteError(
-            f"{name}.profiles", f"{sorted(map(str, strange))} are unknown", f"known: {', '.join(PROFILES)}"
-        )
+    for claim, known in (("profiles", PROFILES), ("families", FAMILIES)):
+        strange = set(getattr(target, claim, ())) - set(known)
+        if strange:
+            raise RerouteError(
+                f"{name}.{claim}", f"{sorted(map(str, strange))} are unknown", f"known: {', '.join(known)}"
+            )
     return cast(Target, target)
 
 

@@ -24,13 +24,19 @@ class CanonicalDecoder:
         config: sizes and constants.
         weights: one tensor per name of ``config.weight_shapes()``.
         dtype: computation dtype; that of the weights if omitted.
+        shards: processes that the heads of a score are divided among, as far as its value can tell (RR-EQV-008).
 
     Raises:
         RerouteError: a missing, unknown or wrongly shaped weight.
     """
 
     def __init__(
-        self, config: CanonicalConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
+        self,
+        config: CanonicalConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        *,
+        shards: int = 1,
     ) -> None:
         if not isinstance(weights, Mapping):
             raise RerouteError("weights", f"is a {type(weights).__name__}", "give one tensor per name")
@@ -48,7 +54,10 @@ class CanonicalDecoder:
             if weights[name].dtype != norm.dtype or not norm.is_floating_point():
                 problem = f"holds {weights[name].dtype}, norm.weight {norm.dtype}"
                 raise RerouteError(f"weights[{name}]", problem, "give all weights in one floating precision")
-        self.config = config
+        if shards < 1 or config.shape.num_key_value_heads % shards:
+            remedy = f"give a divisor of the {config.shape.num_key_value_heads} key heads"
+            raise RerouteError("shards", f"{shards}", remedy)
+        self.config, self.shards = config, shards
         self.num_layers = config.shape.num_layers
         self.kinds = [PLAIN_ATTENTION] * self.num_layers
         self.mrope = config.mrope_section is not None

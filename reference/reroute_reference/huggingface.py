@@ -28,7 +28,7 @@ class HuggingFaceDecoder:
             if module.training:
                 where = f"its {name} is" if name else "is"
                 raise RerouteError("model", f"{where} in training mode", "call model.eval() first")
-        self.model = model
+        self.model, self.shards = model, 1
         self.decoder, self.parts = text_decoder_of(model)
         check_attention(self.decoder, self.parts.kinds)
         config: Any = self.decoder.config

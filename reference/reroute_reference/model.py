@@ -19,7 +19,8 @@ from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts
 from .precision import in_precision
-from .routing import Replay, RoutedRow, extend, route
+from .prefix import Prefix
+from .routing import Replay, RoutedRow, extend, route, shared_prefix
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def run(
     decisions: Sequence[Replay] | None = None,
     dtype: torch.dtype | None = None,
     cache: Sequence[RowCache] | None = None,
+    prefix: Prefix | None = None,
 ) -> RoutedOutput:
     """Prefill of a batch, or a later turn of it.
 
@@ -67,6 +69,7 @@ def run(
         dtype: compute in this precision on a copy of the model; ``torch.float64`` makes the oracle.
         cache: what an earlier run returned, one per request. The inputs then hold the new rows only, text or images;
             the given cache stays as it is, the output has the one that goes on.
+        prefix: what :func:`prefix_of` made of the rows that every request of the batch begins with.
 
     Raises:
         RerouteError: what the schedule, the model, the cache or the inputs cannot mean, naming the field.
@@ -75,7 +78,7 @@ def run(
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
     decoder = decoder if dtype is None else as_decoder(model, dtype)
-    prompts, routed = _route_batch(decoder, inputs, schedule, decisions, cache)
+    prompts, routed = _route_batch(decoder, inputs, schedule, decisions, cache, prefix)
     hidden_states = [_padded(prompt, row, schedule) for prompt, row in zip(prompts, routed, strict=True)]
     if schedule.action == "delete":
         longest = max(len(states) for states in hidden_states)
@@ -95,6 +98,25 @@ def run(
         cache=tuple(row.cache for row in routed),
         residuals=tuple(row.residuals for row in routed),
     )
+
+
+@torch.no_grad()
+def prefix_of(
+    model: nn.Module | CanonicalDecoder, inputs: Mapping[str, Any], schedule: Schedule, rows: int
+) -> Prefix:
+    """What the blocks before the first decision make of the first ``rows`` rows of a prompt (RR-EQV-009).
+
+    Give it to :func:`run` with any prompt that begins with them: a system prompt and an image, asked many questions.
+
+    Raises:
+        RerouteError: as :func:`run`; more than one request; no row left to ask.
+    """
+    decoder = as_decoder(model, None)
+    check_schedule(decoder, schedule)
+    prompts = read_prompts(decoder, inputs)
+    if len(prompts) != 1:
+        raise RerouteError("inputs", f"hold {len(prompts)} requests", "make a prefix of one")
+    return shared_prefix(decoder, prompts[0], schedule, rows)
 
 
 @torch.no_grad()
@@ -144,7 +166,9 @@ def forced_logits(
 def as_decoder(model: nn.Module | CanonicalDecoder, dtype: torch.dtype | None) -> Decoder:
     """A model as the reference sees it, in ``dtype`` where one is given."""
     if isinstance(model, CanonicalDecoder):
-        return model if dtype is None else CanonicalDecoder(model.config, model.weights, dtype)
+        if dtype is None:
+            return model
+        return CanonicalDecoder(model.config, model.weights, dtype, shards=model.shards)
     if not isinstance(model, nn.Module):
         raise RerouteError(
             "model", f"is a {type(model).__name__}", "give a transformers model or a CanonicalDecoder"
@@ -158,8 +182,11 @@ def _route_batch(
     schedule: Schedule,
     decisions: Sequence[Replay] | None,
     cache: Sequence[RowCache] | None,
+    prefix: Prefix | None = None,
 ) -> tuple[list[Prompt], list[RoutedRow]]:
     batch = check_inputs(decoder, inputs)
+    if prefix is not None and cache is not None:
+        raise RerouteError("prefix", "is given with a cache", "a prefix begins a prompt, not a later turn")
     check_decisions(decisions, batch)
     if schedule.action == "delete" and inputs.get("labels") is not None:  # RR-ERR-004
         raise RerouteError(
@@ -175,7 +202,9 @@ def _route_batch(
     earlier = [None] * len(prompts) if caches is None else caches
     turns = zip(prompts, replays, earlier, strict=True)
     # one request after the other: they are independent  RR-EQV-004
-    return prompts, [route(decoder, prompt, schedule, replay, cached) for prompt, replay, cached in turns]
+    return prompts, [
+        route(decoder, prompt, schedule, replay, cached, prefix) for prompt, replay, cached in turns
+    ]
 
 
 def _loss(prompts: Sequence[Prompt], logits: Float[Tensor, "B S V"], labels: Int[Tensor, "B S"]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .cache import RowCache
 from .checks import Decoder
 from .inputs import Prompt
+from .prefix import Prefix, begin, check_prefix, end_of_stage_0
 from .score import attention_scores
 
 Replay = Sequence[Sequence[int]]
@@ -47,6 +48,7 @@ def route(
     schedule: Schedule,
     replay: Replay | None = None,
     cache: RowCache | None = None,
+    prefix: Prefix | None = None,
 ) -> RoutedRow:
     """Prefill of one request, or a later turn of it.
 
@@ -57,17 +59,19 @@ def route(
         replay: selections to run instead of the scores' own; scores are recorded all the same (RR-NUM-003).
         cache: of the turns before, left as it is. Rows of those turns stay as they were cached: the candidates are
             the new visual rows (RR-KV-007).
+        prefix: what stage 0 made of the rows that the prompt begins with: it is not computed again (RR-EQV-009).
     """
+    served = 0 if prefix is None else check_prefix(decoder, prompt, schedule, prefix)
     request = plan(schedule, decoder.num_layers, prompt.visual, prompt.images)
     if replay is not None and len(replay) != sum(stage.index > 0 for stage in request.stages):
         raise RerouteError(
             "decisions", f"{len(replay)} given", f"the plan has {request.stages[-1].index} decisions"
         )
-    if cache is None:
-        cache = RowCache(decoder.storage(), renumbered=schedule.positions == "renumber")
-    else:
-        cache = cache.copy()
+    renumbers = schedule.positions == "renumber"
+    cache = RowCache(decoder.storage(), renumbered=renumbers) if cache is None else cache.copy()
     earlier = [cache.rows(layer) for layer in range(decoder.num_layers)]
+    if prefix is not None:
+        cache = replace(prefix.cache.copy(), renumbered=renumbers)
     hidden = prompt.embeddings  # X, the residual stream of all S rows
     entered = hidden  # what the block that ran last was given
     cos, sin = decoder.rotary(prompt.positions)  # at original positions, whatever runs  RR-BLOCK-002
@@ -100,12 +104,16 @@ def route(
 
         # with every row selected this is the unrouted model; both actions run the same rows  RR-EQV-002 RR-EQV-003
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])  # I_j  RR-POOL-005
+        ahead = served if stage.index == 0 else 0
         for layer in range(stage.first, stage.last + 1):
             if cache.renumbered:
                 cos, sin = decoder.rotary(renumbered(prompt.positions, active, earlier[layer]))
             entered = hidden
-            hidden = routed_block(decoder, layer, hidden, active, cos, sin, cache)
+            hidden = routed_block(decoder, layer, hidden, active[ahead:], cos, sin, cache)
             hidden = cross_boundary(hidden, prompt, layer)
+        if prefix is not None and stage.index == 0:  # RR-EQV-009
+            hidden = torch.cat([prefix.hidden, hidden[served:]])
+            entered = torch.cat([prefix.entered, entered[served:]])
         if schedule.action == "delete":
             alive = active  # the others are gone for good  RR-BLOCK-007
 
@@ -115,6 +123,18 @@ def route(
     trace = RoutingTrace(request.num_rows, request.visual_rows, kv_rows, tuple(records))
     # deferred rows pass the final norm like any other  RR-BLOCK-008
     return RoutedRow(alive, decoder.final_norm(hidden[alive]), trace, cache, residuals)
+
+
+def shared_prefix(decoder: Decoder, prompt: Prompt, schedule: Schedule, rows: int) -> Prefix:
+    """What stage 0 makes of the first ``rows`` rows of a prompt, for all prompts that begin with them (RR-EQV-009)."""
+    first, end = begin(prompt, rows), end_of_stage_0(decoder, schedule)
+    hidden = entered = first.embeddings
+    cos, sin = decoder.rotary(first.positions)
+    cache = RowCache(decoder.storage())
+    for layer in range(end):
+        entered = hidden
+        hidden = cross_boundary(decoder.block(layer, hidden, cos, sin, cache), first, layer)
+    return Prefix(first.embeddings, first.positions, hidden, entered, cache, end)
 
 
 def choose(
@@ -169,7 +189,9 @@ def score(
         keys = torch.cat([earlier, keys], dim=1)
     asking = min(schedule.score.n, len(alive))
     # RR-SCORE-009
-    scores = attention_scores(query[:, -asking:], keys, decoder.scaling(layer), schedule.score)[-len(alive) :]
+    scores = attention_scores(
+        query[:, -asking:], keys, decoder.scaling(layer), schedule.score, decoder.shards
+    )[-len(alive) :]
     place = {row: index for index, row in enumerate(alive)}
     values: list[float] = scores[[place[request.visual_rows[ordinal]] for ordinal in pool]].tolist()
     for ordinal, value in zip(pool, values, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from reroute_spec import ScoreRule
@@ -18,7 +20,11 @@ def apply_rotary(
 
 
 def attention_scores(
-    query: Float[Tensor, "H n h"], keys: Float[Tensor, "K U h"], scaling: float, rule: ScoreRule
+    query: Float[Tensor, "H n h"],
+    keys: Float[Tensor, "K U h"],
+    scaling: float,
+    rule: ScoreRule,
+    shards: int = 1,
 ) -> Float[Tensor, " U"]:
     """One score per scored row: attention probability from the asking rows, reduced over rows, then over heads.
 
@@ -28,6 +34,7 @@ def attention_scores(
         keys: rotated keys of all scored rows U, K key/value heads; query head h reads key head h // (H / K).
         scaling: factor of the logits.
         rule: reductions.
+        shards: processes that the heads are divided among.
 
     Returns:
         Scores in float32 (float64 for the oracle); they sum to 1 under ``heads = mean``.
@@ -40,4 +47,16 @@ def attention_scores(
     visible = torch.ones(asking, scored, dtype=torch.bool, device=logits.device).tril(scored - asking)
     probabilities = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)  # over all of U  RR-SCORE-002
     per_head = probabilities.mean(dim=1)  # [H, U]
-    return per_head.mean(dim=0) if rule.heads == "mean" else per_head.amax(dim=0)  # RR-SCORE-004
+    return reduced_heads(per_head.chunk(shards), rule)
+
+
+def reduced_heads(shares: Sequence[Float[Tensor, "H_r U"]], rule: ScoreRule) -> Float[Tensor, " U"]:
+    """One number per scored row from the heads of every process, the same on each of them.
+
+    Every process reduces its own heads, and these are reduced once more: the mean is over all heads, never a process's own.
+    """
+    if rule.heads == "max":
+        return torch.stack([share.amax(dim=0) for share in shares]).amax(dim=0)
+    # one sum over processes, in float32, whose result all of them select by  RR-EQV-008
+    total = torch.stack([share.sum(dim=0) for share in shares]).sum(dim=0)
+    return total / sum(len(share) for share in shares)  # RR-SCORE-004

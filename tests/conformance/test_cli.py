@@ -79,7 +79,7 @@ def test_json_goes_to_stdout_alone(vlm_reroute, tmp_path):
         (["--target", ":"], "is no package.module:factory"),
         (["--target", "reference", "--report", "README.md/report"], "cannot be written"),
         (["--target", "mutant:identity"], "known: "),
-        (["--target", "reference", "--profiles", "core,mrope"], "'mrope' is not known"),
+        (["--target", "reference", "--profiles", "core,moe"], "'moe' is not known"),
         (["--target", "tests.conformance.wrong:only_batch", "--profiles", "core"], "does not claim 'core'"),
         (["--tarket", "reference"], "No such option"),
         ([], "Missing option"),

@@ -305,9 +305,9 @@ def test_what_no_command_can_claim_is_refused(scripted, change, words):
         )
 
 
-def test_a_profile_that_nothing_exercises_yet_is_in_no_verdict(scripted):
+def test_a_command_is_what_it_says_and_cannot_generate(scripted):
     target = scripted("")
-    assert (target.name, target.profiles) == ("scripted", {"core"})
+    assert (target.name, target.profiles) == ("scripted", {"core", "mrope"})
     with pytest.raises(RerouteError, match="not part of the protocol"):
         target.generate(None, {}, None, 1)
 

@@ -1,39 +1,16 @@
-"""Wrong implementations that the suite must kill: the reference with one small thing changed, and the rule it breaks."""
+"""Mutants of selection, budgets, rows, scores, blocks and caches on the canonical decoder and the tiny LLaVA."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import torch
-from reroute_spec.errors import unknown
 
-from . import fault_targets as t
 from . import faults as f
-from .targets import ReferenceTarget
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A named fault.
-
-    Attributes:
-        name: from the list of faults seen in practice.
-        rule: the rule it breaks; a failure of another rule does not count as a kill.
-        check: the check that kills it.
-        patches: dotted name of what is replaced, and by what.
-        target: a target class with the fault, where it is not a patch.
-    """
-
-    name: str
-    rule: str
-    check: str
-    patches: Mapping[str, Any]
-    target: type[ReferenceTarget] = ReferenceTarget
+from . import targets as t
+from .mutant import Mutant, answering, asking
 
 
 def _selection(name: str, rule: str, key: Any) -> Mutant:
@@ -60,23 +37,15 @@ def _decode(name: str, rule: str, extend: Any) -> Mutant:
     return Mutant(name, rule, "trace-cache", {"reroute_reference.model.extend": extend})
 
 
-def _answers(name: str, rule: str, check: str, target: type[ReferenceTarget]) -> Mutant:
-    return Mutant(name, rule, check, {}, target)
-
-
-def _asks(name: str, rule: str, check: str, change: Any) -> Mutant:
-    return _answers(name, rule, check, t.of_another_schedule(change))
-
-
 def _no_rope(given: dict[str, Any], name: str, value: float) -> Any:
     return torch.full_like(given[name], value)
 
 
 def _mends(name: str, rule: str, change: Any) -> Mutant:
-    return _answers(name, rule, "config", t.of_other_data(change))
+    return answering(name, rule, "config", t.of_other_data(change))
 
 
-MUTANTS = (
+CORE_MUTANTS = (
     _mends("unknown-field-ignored", "RR-CFG-001", lambda data: data.pop("budget", None)),
     _mends(
         "layers-sorted",
@@ -88,9 +57,9 @@ MUTANTS = (
     _mends("float-read-as-decimal", "RR-CFG-005", t.each_decision(t.float_read)),
     _mends("pool-of-delete-ignored", "RR-CFG-006", t.pool_of_delete),
     _mends("renumber-of-reroute-ignored", "RR-CFG-007", t.positions_preserved),
-    _answers("refuses-without-a-field", "RR-CFG-008", "config", t.RefusesWithoutAField),
-    _asks("decides-without-decisions", "RR-CFG-009", "budgets", t.decides_anyway),
-    _answers("empty-decisions-recorded", "RR-BUD-002", "trace", t.of_other_answers(t.empty_decisions)),
+    answering("refuses-without-a-field", "RR-CFG-008", "config", t.RefusesWithoutAField),
+    asking("decides-without-decisions", "RR-CFG-009", "budgets", t.decides_anyway),
+    answering("empty-decisions-recorded", "RR-BUD-002", "trace", t.of_other_answers(t.empty_decisions)),
     _selection("higher-ordinal-wins-ties", "RR-SEL-003", lambda s, i: (-s, -i)),
     _selection("lowest-scores", "RR-SEL-001", lambda s, i: (s, i)),
     _selection("negative-zero-below-zero", "RR-SEL-002", lambda s, i: (-s, math.copysign(1, s) < 0, i)),
@@ -107,27 +76,27 @@ MUTANTS = (
         "trace-ties",
         {"reroute_spec.trace.select": f.refusing_nan(f.order_by(lambda s, i: (-s, -i)))},
     ),
-    _answers("would-select-is-what-ran", "RR-NUM-003", "route", t.of_other_answers(t.would_select_what_ran)),
-    _answers(
+    answering("would-select-is-what-ran", "RR-NUM-003", "route", t.of_other_answers(t.would_select_what_ran)),
+    answering(
         "scores-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy_values)
     ),
-    _answers("field-that-is-none", "RR-ERR-001", "config", t.NamesAnotherField),
+    answering("field-that-is-none", "RR-ERR-001", "config", t.NamesAnotherField),
     _budget("k-rounded", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
     _budget("budget-in-binary-floats", "RR-BUD-001", "budgets", lambda keep, n, pool: int(float(keep) * n)),
     _budget("keep-all", "RR-BUD-001", "budgets", lambda keep, n, pool: n),
     _budget(
         "ratio-of-survivors", "RR-BUD-004", "trace-delete", lambda keep, n, pool: math.floor(keep * pool)
     ),
-    _asks("spans-ignored", "RR-BUD-003", "llava", lambda schedule: replace(schedule, scope="request")),
+    asking("spans-ignored", "RR-BUD-003", "llava", lambda schedule: replace(schedule, scope="request")),
     _routing("last-row-routable", "RR-POOL-001", "llava", plan=f.last_row_routable),
     _routing("first-image-only", "RR-POOL-002", "llava", plan=f.first_image_only),
-    _asks(
+    asking(
         "remove-instead-of-defer",
         "RR-POOL-003",
         "trace",
         lambda schedule: replace(schedule, pool="survivors"),
     ),
-    _asks(
+    asking(
         "removed-rows-come-back",
         "RR-POOL-004",
         "trace-delete",
@@ -167,66 +136,29 @@ MUTANTS = (
     ),
     _network("rope-of-neighbouring-channels", "RR-BLOCK-005", {"apply_rotary": f.neighbours_paired}),
     _network("gelu-for-silu", "RR-BLOCK-006", {"F.silu": torch.nn.functional.gelu}),
-    _asks(
+    asking(
         "bypass-instead-of-delete",
         "RR-BLOCK-007",
         "budgets",
         lambda schedule: replace(schedule, action="reroute"),
     ),
-    _answers("output-of-survivors-only", "RR-BLOCK-008", "trace", t.of_other_answers(t.survivors_only)),
+    answering("output-of-survivors-only", "RR-BLOCK-008", "trace", t.of_other_answers(t.survivors_only)),
     _routing("kv-rows-for-the-full-length", "RR-KV-001", "route", routed_block=f.all_rows_cached),
-    _answers("kv-missing-a-row", "RR-KV-001", "route", t.of_other_answers(t.without_last_key)),
+    answering("kv-missing-a-row", "RR-KV-001", "route", t.of_other_answers(t.without_last_key)),
     _decode("decoded-rows-forgotten", "RR-KV-002", f.decoded_rows_forgotten),
     _decode("decode-position-from-cache-length", "RR-KV-004", f.decode_at_cache_length),
-    _answers("state-leaks-to-the-next-request", "RR-KV-006", "llava", t.Leaking),
-    _answers("write-back-misplaced", "RR-EQV-001", "example", t.of_other_answers(t.misplaced_write_back)),
+    answering("state-leaks-to-the-next-request", "RR-KV-006", "llava", t.Leaking),
+    answering("write-back-misplaced", "RR-EQV-001", "example", t.of_other_answers(t.misplaced_write_back)),
     _routing("delete-renumbers", "RR-EQV-003", "one-decision", routed_block=f.renumbered),
-    _answers("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", t.FirstRowDecides),
-    _answers("padding-counts-as-rows", "RR-EQV-005", "trace-batch", t.PaddingCounts),
-    _asks(
+    answering("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", t.FirstRowDecides),
+    answering("padding-counts-as-rows", "RR-EQV-005", "trace-batch", t.PaddingCounts),
+    asking(
         "monotone-reroute-by-removal",
         "RR-EQV-006",
         "counterexample",
         lambda schedule: replace(schedule, action="delete", pool="survivors"),
     ),
-    _answers("given-decisions-ignored", "RR-NUM-003", "route", t.IgnoresReplay),
-    _answers("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy)),
-    _answers("raises-on-one-candidate", "RR-ERR-003", "budgets", t.RaisesOnOneVisualRow),
+    answering("given-decisions-ignored", "RR-NUM-003", "route", t.IgnoresReplay),
+    answering("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy)),
+    answering("raises-on-one-candidate", "RR-ERR-003", "budgets", t.RaisesOnOneVisualRow),
 )
-
-
-def mutant(name: str) -> ReferenceTarget:
-    """The target of a mutant by name."""
-    for entry in MUTANTS:
-        if entry.name == name:
-            return _patched(entry)
-    raise unknown("--target mutant", name, [entry.name for entry in MUTANTS])
-
-
-def _patched(entry: Mutant) -> ReferenceTarget:
-    """The mutant's target; the patches hold only while it is called, so that the judge stays right."""
-
-    class Patched(entry.target):  # type: ignore[name-defined, misc]
-        name = f"mutant:{entry.name}"
-
-        def select(self, *args: Any, **kwargs: Any) -> Any:
-            with _patches(entry):
-                return super().select(*args, **kwargs)
-
-        def run(self, *args: Any, **kwargs: Any) -> Any:
-            with _patches(entry):
-                return super().run(*args, **kwargs)
-
-        def generate(self, *args: Any, **kwargs: Any) -> Any:
-            with _patches(entry):
-                return super().generate(*args, **kwargs)
-
-    target: ReferenceTarget = Patched()
-    return target
-
-
-def _patches(entry: Mutant) -> ExitStack:
-    stack = ExitStack()
-    for name, replacement in entry.patches.items():
-        stack.enter_context(mock.patch(name, replacement))
-    return stack

@@ -1,4 +1,4 @@
-"""Functions of the reference with one small thing wrong; whole targets that are wrong are in ``fault_targets.py``."""
+"""Functions of the reference with one small thing wrong; whole targets that are wrong are in ``targets.py``."""
 
 from __future__ import annotations
 
@@ -128,14 +128,14 @@ def stale_scores() -> Callable[..., list[float]]:
     return score
 
 
-def in_half_precision(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule) -> Tensor:
+def in_half_precision(query: Tensor, keys: Tensor, *rest: Any) -> Tensor:
     """Scores of queries and keys that were rounded to float16."""
-    return attention_scores(query.half().to(query.dtype), keys.half().to(keys.dtype), scaling, rule)
+    return attention_scores(query.half().to(query.dtype), keys.half().to(keys.dtype), *rest)
 
 
-def largest_head(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule) -> Tensor:
+def largest_head(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule, *rest: Any) -> Tensor:
     """The maximum over heads, whatever the rule says."""
-    return attention_scores(query, keys, scaling, replace(rule, heads="max"))
+    return attention_scores(query, keys, scaling, replace(rule, heads="max"), *rest)
 
 
 # Blocks, cache, decode

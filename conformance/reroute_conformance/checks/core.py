@@ -1,18 +1,11 @@
-"""The checks: what is drawn, how it is judged, which rules it exercises."""
+"""The checks of the canonical decoder, and those of the tiny LLaVA."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from hypothesis import strategies as st
-
-from . import strategies
-from .cases import Case
-from .configs import judge_config
-from .judge import judge
-from .judges import (
+from .. import strategies
+from ..configs import judge_config
+from ..judge import judge
+from ..judges import (
     judge_counterexample,
     judge_generation,
     judge_nan,
@@ -21,59 +14,30 @@ from .judges import (
     judge_requests,
     judge_select,
 )
-from .protocol import Target
-from .verdict import Verdict
-from .worked import budgets, counterexample, example, large_selections, pictures
+from ..worked import budgets, counterexample, example, large_selections, pictures
+from .check import Check, ids
 
-
-@dataclass(frozen=True)
-class Check:
-    """One family of cases.
-
-    Attributes:
-        name: shown in the report.
-        kind: ``config``, ``select``, ``route`` or ``trace``.
-        profile: the profile it belongs to.
-        rules: MUST rules that a whole run of it has to exercise.
-        cases: strategy, or the fixed cases themselves.
-        examples: how many cases the default run draws.
-        judge: compares a target with the specification on one case.
-    """
-
-    name: str
-    kind: str
-    profile: str
-    rules: tuple[str, ...]
-    cases: st.SearchStrategy[Any] | tuple[Case, ...]
-    examples: int
-    judge: Callable[[Any, Target], Verdict]
-
-
-def _ids(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_CONFIG = _ids(
+_CONFIG = ids(
     "RR-CFG-001 RR-CFG-002 RR-CFG-003 RR-CFG-004 RR-CFG-005 RR-CFG-006 RR-CFG-007 RR-CFG-008 RR-ERR-001 RR-KV-001"
 )
-_SELECTION = _ids("RR-SEL-001 RR-SEL-002 RR-SEL-003 RR-SEL-004")
-_ROWS = _ids("RR-POOL-001 RR-POOL-002 RR-POOL-003 RR-POOL-004 RR-POOL-005 RR-POOL-006 RR-BUD-001")
-_SCORES = _ids("RR-SCORE-001 RR-SCORE-002 RR-SCORE-003 RR-SCORE-004 RR-SCORE-009")
-_BLOCKS = _ids(
+_SELECTION = ids("RR-SEL-001 RR-SEL-002 RR-SEL-003 RR-SEL-004")
+_ROWS = ids("RR-POOL-001 RR-POOL-002 RR-POOL-003 RR-POOL-004 RR-POOL-005 RR-POOL-006 RR-BUD-001")
+_SCORES = ids("RR-SCORE-001 RR-SCORE-002 RR-SCORE-003 RR-SCORE-004 RR-SCORE-009")
+_BLOCKS = ids(
     "RR-BLOCK-001 RR-BLOCK-002 RR-BLOCK-003 RR-BLOCK-007 RR-BLOCK-008 RR-KV-001 RR-NUM-001 RR-EQV-001"
 )
-_NETWORK = _ids("RR-BLOCK-004 RR-BLOCK-005 RR-BLOCK-006")
+_NETWORK = ids("RR-BLOCK-004 RR-BLOCK-005 RR-BLOCK-006")
 _TRACE = (*_ROWS, *_SCORES, *_BLOCKS, *_NETWORK, "RR-NUM-002", "RR-ERR-003")
 
 
-def checks() -> tuple[Check, ...]:
-    """All checks, in the order of the report."""
+def core_checks() -> tuple[Check, ...]:
+    """In the order of the report."""
     d = strategies.decoder_cases
     nans, poisoned = strategies.nan_select_cases(), strategies.poisoned_cases()
     one, by_hand = strategies.one_decision_cases(), (counterexample("reroute"), counterexample("delete"))
-    batch, cached = _ids("RR-EQV-004 RR-EQV-005 RR-BUD-002"), _ids("RR-KV-002 RR-KV-004")
-    rounded = _ids("RR-BUD-001 RR-EQV-002 RR-CFG-009")
-    images = _ids("RR-POOL-002 RR-BUD-003 RR-KV-006")
+    batch, cached = ids("RR-EQV-004 RR-EQV-005 RR-BUD-002"), ids("RR-KV-002 RR-KV-004")
+    rounded = ids("RR-BUD-001 RR-EQV-002 RR-CFG-009")
+    images = ids("RR-POOL-002 RR-BUD-003 RR-KV-006")
     return (
         Check("config", "config", "core", _CONFIG, strategies.config_cases(), 600, judge_config),
         Check("select", "select", "core", _SELECTION, strategies.select_cases(), 400, judge_select),
@@ -102,5 +66,5 @@ def checks() -> tuple[Check, ...]:
         Check("trace-batch", "trace", "batch", batch, d(batch=True), 100, judge),
         Check("trace-cache", "trace", "cache", cached, d(batch=True, cache=True), 80, judge),
         Check("llava", "trace", "hf", images, strategies.llava_cases(), 30, judge_requests),
-        Check("llava-picture", "trace", "hf", _ids("RR-POOL-002 RR-KV-002"), pictures(), 8, judge_generation),
+        Check("llava-picture", "trace", "hf", ids("RR-POOL-002 RR-KV-002"), pictures(), 8, judge_generation),
     )

@@ -11,8 +11,8 @@ import torch
 from reroute_spec import Decision, DecisionRecord, RerouteError, Schedule
 from torch import Tensor, nn
 
-from .protocol import Model
-from .targets import ReferenceTarget
+from ..protocol import Model
+from ..targets import ReferenceTarget
 
 _Answers = list[dict[str, Any]]
 

@@ -1,0 +1,25 @@
+"""Wrong implementations that the suite must kill: the reference with one small thing changed, and the rule it breaks.
+
+``mutant`` says what one is, ``faults`` are functions of the reference with one small thing wrong, ``targets`` whole targets that
+are wrong; the other files list the mutants, one file per part of the specification.
+"""
+
+from __future__ import annotations
+
+from reroute_spec.errors import unknown
+
+from ..targets import ReferenceTarget
+from .core import CORE_MUTANTS
+from .mutant import Mutant, patched
+
+__all__ = ["MUTANTS", "Mutant", "mutant"]
+
+MUTANTS = (*CORE_MUTANTS,)
+
+
+def mutant(name: str) -> ReferenceTarget:
+    """The target of a mutant by name."""
+    for entry in MUTANTS:
+        if entry.name == name:
+            return patched(entry)
+    raise unknown("--target mutant", name, [entry.name for entry in MUTANTS])
