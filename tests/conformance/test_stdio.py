@@ -38,7 +38,7 @@ def next_case():
             sys.exit()
         if message["type"] == "case":
             return message
-        say({"type": "capabilities", "protocol": 1, "name": "scripted", "profiles": ["core", "mrope"],
+        say({"type": "capabilities", "protocol": 1, "name": "scripted", "profiles": ["core"],
              "dtypes": ["float32"]})
 
 def answer(**result):
@@ -307,7 +307,7 @@ def test_what_no_command_can_claim_is_refused(scripted, change, words):
 
 def test_a_command_is_what_it_says_and_cannot_generate(scripted):
     target = scripted("")
-    assert (target.name, target.profiles) == ("scripted", {"core", "mrope"})
+    assert (target.name, target.profiles) == ("scripted", {"core"})
     with pytest.raises(RerouteError, match="not part of the protocol"):
         target.generate(None, {}, None, 1)
 
