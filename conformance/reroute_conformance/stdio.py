@@ -20,6 +20,14 @@ from .process import LineProcess, plain
 from .protocol import Model
 
 _LONGEST_TIMEOUT = 86400  # a day
+_MODELS = "a command cannot run transformers models"
+_PYTHON_ONLY = {
+    "hf": _MODELS,
+    "nuwa": _MODELS,
+    "prefix": "the protocol has no cases of shared prefixes",
+    "shards": "the protocol has no cases of sharded heads",
+}
+"""Profiles that no command can claim, and why."""
 
 
 class RefusalError(Exception):
@@ -44,7 +52,7 @@ class CommandTarget:
 
     Attributes:
         name: as the command calls itself.
-        profiles: what it claims.
+        profiles, dtypes: what it claims; of a dtype that it does not name it is asked nothing.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -73,11 +81,11 @@ class CommandTarget:
         self.name = " ".join(plain(said["name"]).split())
         if "float32" not in said["dtypes"]:
             raise self._refused("dtypes", "do not name float32", "the suite runs in float32")
-        if "hf" in said["profiles"]:
-            raise self._refused(
-                "profiles", "name hf", "a command cannot run transformers models: leave it out"
-            )
+        for profile, reason in _PYTHON_ONLY.items():
+            if profile in said["profiles"]:
+                raise self._refused("profiles", f"name {profile}", f"{reason}: leave it out")
         self.profiles = frozenset(said["profiles"])
+        self.dtypes = frozenset(said["dtypes"])
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
@@ -122,6 +130,19 @@ class CommandTarget:
         return [
             observed(b, trace, config, result["tensors"], found, tokens) for b, trace in enumerate(traces)
         ]
+
+    def schedule(
+        self,
+        given: str | Mapping[str, Any],
+        num_layers: int,
+        attention_blocks: Sequence[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        inputs: dict[str, Any] = {"preset" if isinstance(given, str) else "schedule": given, "num_layers": num_layers}
+        if attention_blocks is not None:
+            inputs["attention_blocks"] = list(attention_blocks)
+        schedule: Mapping[str, Any] = self._ask("preset", inputs, "schedule")["schedule"]
+        return schedule
 
     def generate(
         self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int

@@ -10,11 +10,12 @@ from reroute_spec.errors import unknown
 
 from ..targets import ReferenceTarget
 from .core import CORE_MUTANTS
+from .methods import METHODS_MUTANTS
 from .mutant import Mutant, patched
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS = (*CORE_MUTANTS,)
+MUTANTS = (*CORE_MUTANTS, *METHODS_MUTANTS)
 
 
 def mutant(name: str) -> ReferenceTarget:
