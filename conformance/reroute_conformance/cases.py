@@ -87,11 +87,17 @@ class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
     network_rules: ClassVar[tuple[str, ...]] = ()
+    rotary_rule: ClassVar[str] = "RR-BLOCK-002"
     schedule: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     new_tokens: int = 0
     decisions: list[list[list[int]]] | None = None
     poison: list[int] | None = None  # (request, real row) whose embedding is NaN
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it is computed in."""
+        return torch.float32
 
     def routing(self) -> Schedule:
         """The schedule."""
@@ -150,6 +156,7 @@ class DecoderCase(RoutedCase):
 
     kind: ClassVar[str] = "decoder"
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
+    rotary_rule: ClassVar[str] = "RR-BLOCK-005"  # what the keys of the first block tell
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     flat: bool = False  # whether all queries are zero

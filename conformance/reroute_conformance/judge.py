@@ -64,7 +64,7 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
     observed: Any = target.run(
         case.model(), case.inputs(), schedule, decisions=deepcopy(case.decisions), continuation=given
     )
-    narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
+    narrow, wide = case.reference_model(case.precision), case.reference_model(torch.float64)
     prompts, plans = read_case(case)
     answers = read_answers(observed, plans, decoded=continuation is not None)
     if not all(
@@ -83,7 +83,7 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
 
 def read_case(case: RoutedCase) -> tuple[list[Prompt], list[Plan]]:
     """Every request of a batch, and its plan."""
-    decoder = as_decoder(case.reference_model(torch.float32), None)
+    decoder = as_decoder(case.reference_model(case.precision), None)
     prompts = read_prompts(decoder, case.inputs())
     return prompts, [
         plan(case.routing(), decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts

@@ -21,6 +21,9 @@ from .selection import judge_selection
 from .tolerance import Measured, close, describe, same, score_tau
 from .verdict import Verdict
 
+NOTHING = Measured(*[torch.empty(0)] * 3)
+"""In place of a quantity that a check names and that is judged elsewhere."""
+
 
 @dataclass(frozen=True)
 class RequestJudge:
@@ -48,10 +51,15 @@ class RequestJudge:
         """Whether rows that are not selected are gone."""
         return self.case.routing().action == "delete"
 
+    @property
+    def renumbering(self) -> bool:
+        """Whether active rows are counted anew."""
+        return self.case.routing().positions == "renumber"
+
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
         records = [output.traces[self.b].decisions for output in self.outputs]
-        tau = score_tau(records[0], records[1], torch.float32)
+        tau = score_tau(records[0], records[1], self.case.precision)
         before: Sequence[int] = range(self.request.num_visual)
         for stage in self.request.stages:
             if stage.index > 0:
@@ -77,18 +85,21 @@ class RequestJudge:
             torch.tensor(record.scores, dtype=torch.float64),
             torch.tensor(plain.scores),
             torch.tensor(exact.scores, dtype=torch.float64),
+            self.case.precision,
         )
-        reduced = self.case.routing().score
+        reduced, due = self.case.routing().score, "RR-SCORE-001"
+        if reduced.source == "previous":
+            due = "RR-SCORE-007"
         self.verdict.exercised["RR-SCORE-004"] += reduced.query == "last_n" or reduced.heads == "max"
         self.verdict.exercised["RR-SCORE-008"] += len(record.pool) > len(before)
         self.verdict.exercised.update(("RR-SCORE-002", "RR-SCORE-003", "RR-SCORE-009", "RR-NUM-001"))
-        rule, reading = ("RR-SCORE-001", "") if close(scores) else score_rule(self, stage, scores)
+        rule, reading = (due, "") if close(scores) else score_rule(self, stage, scores)
         right = self.require(
             rule,
             f"{where}, scores [candidate]",
             lambda: reading + describe(scores),
             close=close,
-            scores=scores,
+            **_names_of_scores(rule, scores),
         )
         if right and self.case.decisions is None:
             self.judge_choice(where, record)
@@ -170,10 +181,12 @@ class RequestJudge:
         keys = self.measured(self.answer.keys[layer], [entry[0] for entry in cached])
         values = self.measured(self.answer.values[layer], [entry[1] for entry in cached])
         if layer == stage.first:
-            rule = "RR-BLOCK-005" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-002"
-            self.require(
-                rule, f"{where}, keys of block {layer}", lambda: describe(keys), close=close, keys=keys
-            )
+            rule = self.case.rotary_rule if stage.index == 0 else "RR-BLOCK-002"
+            names: dict[str, Any] = {}
+            if stage.index > 0 and self.renumbering:
+                rule, names = "RR-BLOCK-009", {"decode_logits": NOTHING}
+            place = f"{where}, keys of block {layer}"
+            self.require(rule, place, lambda: describe(keys), close=close, keys=keys, **names)
         for name, part in (("keys", keys), ("values", values)):
             place = f"{where}, {name} of block {layer}"
             self.require("RR-BLOCK-003", place, partial(describe, part), close=close, outputs=[part])
@@ -234,9 +247,10 @@ class RequestJudge:
 
     def judge_decode(self, tokens: Tensor, logits: Measured) -> None:
         """Logits after every token that was fed."""
-        self.verdict.exercised["RR-KV-004"] += 1
+        self.verdict.exercised["RR-BLOCK-009" if self.renumbering else "RR-KV-004"] += 1
         rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
+        names |= {"keys": NOTHING} if rule == "RR-BLOCK-009" else {}
         where = "decode logits [token, vocabulary]"
         self.require(
             rule, where, lambda: reading + describe(logits), close=close, decode_logits=logits, **names
@@ -252,6 +266,12 @@ class RequestJudge:
         return self.verdict.require(
             rule, f"request {self.b}, {where}", detail, request=self.b, counts=counts, **names
         )
+
+
+def _names_of_scores(rule: str, scores: Measured) -> dict[str, Measured]:
+    """What the check of a rule calls scores: of a rule about positions they are what its keys gave."""
+    named = {"RR-BLOCK-009": {"keys": scores, "decode_logits": NOTHING}, "RR-BLOCK-012": {"keys": scores}}
+    return named.get(rule, {"scores": scores})
 
 
 def judge_ambiguity(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from ..judge import judge
+from ..method_cases import method_cases
+from ..mrope_cases import mrope_cases, renumber_cases
+from ..mropes import judge_renumber
 from ..preset_cases import preset_cases, read_back_cases
 from ..presets import judge_preset, judge_read_back
 from .check import Check, ids
@@ -10,7 +14,18 @@ from .check import Check, ids
 def methods_checks() -> tuple[Check, ...]:
     """In the order of the report."""
     named = ids("RR-CFG-010 RR-CFG-012 RR-CFG-013 RR-ERR-001")
+    rows = ids("RR-SCORE-004 RR-SCORE-007 RR-BLOCK-007 RR-BLOCK-009 RR-KV-001")
+    decoded, cache = ids("RR-BLOCK-009 RR-KV-002 RR-KV-004"), frozenset({"cache"})
+    coordinates = ids("RR-BLOCK-002 RR-BLOCK-003 RR-BLOCK-012 RR-SCORE-001 RR-KV-001")
+    padded, decoding = ids("RR-EQV-004 RR-EQV-005"), ids("RR-BLOCK-012 RR-KV-002 RR-KV-004")
+    refused = ids("RR-CFG-011 RR-ERR-001")
     return (
         Check("preset", "preset", "presets", named, preset_cases(), 800, judge_preset),
         Check("read-back", "preset", "presets", ("RR-CFG-014",), read_back_cases(), 200, judge_read_back),
+        Check("methods", "trace", "methods", rows, method_cases(), 120, judge),
+        Check("methods-cache", "trace", "methods", decoded, method_cases(cache=True), 60, judge, also=cache),
+        Check("mrope", "trace", "mrope", coordinates, mrope_cases(), 100, judge),
+        Check("mrope-batch", "trace", "mrope", padded, mrope_cases(batch=True), 40, judge, also=frozenset({"batch"})),
+        Check("mrope-cache", "trace", "mrope", decoding, mrope_cases(cache=True), 60, judge, also=cache),
+        Check("mrope-renumber", "trace", "mrope", refused, renumber_cases(), 10, judge_renumber),
     )

@@ -7,11 +7,18 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+import torch
+from reroute_reference import routing
+from reroute_reference.cache import RowCache
 from reroute_spec import Decision, Schedule
+from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.presets import preset, presets
+from torch import Tensor
 
 from ..targets import ReferenceTarget
 
+_score, _routed_block, _extend = routing.score, routing.routed_block, routing.extend
+_first_position, _coordinates = RowCache.first_position, CanonicalConfig.coordinates
 Change: TypeAlias = Callable[[Schedule, str, int, Sequence[int] | None], Schedule]
 
 
@@ -134,3 +141,73 @@ class KeepsThroughFloats(ReferenceTarget):
             for layer, keep in made
         ]
         return data
+
+
+# The original methods
+
+
+def previous_of_the_output() -> dict[str, Any]:
+    """Patches by which `previous` asks the block before about what it gave, not what it was given."""
+    given: list[Tensor] = []
+
+    def routed_block(*args: Any) -> Tensor:
+        given[:] = [_routed_block(*args)]
+        return given[0]
+
+    def score(decoder: Any, request: Any, schedule: Schedule, layer: int, hidden: Tensor, *rest: Any) -> Any:
+        states = given[0] if schedule.score.source == "previous" else hidden
+        return _score(decoder, request, schedule, layer, states, *rest)
+
+    return {"reroute_reference.routing.routed_block": routed_block, "reroute_reference.routing.score": score}
+
+
+def every_row(given: Mapping[str, Any]) -> list[int]:
+    """All rows of the prompt, whatever `previous` ran."""
+    rows: list[int] = given["alive"]
+    return list(range(len(given["hidden"]))) if given["schedule"].score.source == "previous" else rows
+
+
+def _at_old_positions(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    if given["schedule"].positions == "preserve":
+        return given["cos"], given["sin"]
+    cos, sin = given["decoder"].rotary(torch.arange(len(given["hidden"])))
+    return cos, sin
+
+
+def old_cos(given: Mapping[str, Any]) -> Tensor:
+    """Of the unrouted positions."""
+    return _at_old_positions(given)[0]
+
+
+def old_sin(given: Mapping[str, Any]) -> Tensor:
+    """Of the unrouted positions."""
+    return _at_old_positions(given)[1]
+
+
+def at_logical_length(cache: RowCache, layer: int) -> int:
+    """Renumbered rows go on from the logical length."""
+    return cache.length if cache.renumbered else _first_position(cache, layer)
+
+
+def at_last_blocks_rows(cache: RowCache, layer: int) -> int:
+    """Renumbered rows go on from the last block's rows, in every block."""
+    return _first_position(cache, len(cache.storage.layers) - 1)
+
+
+# M-RoPE
+
+
+def sections_interleaved(config: CanonicalConfig) -> list[int]:
+    """Coordinates take turns, whatever the configuration says, and the other way round."""
+    return _coordinates(replace(config, mrope_interleaved=not config.mrope_interleaved))
+
+
+def time_alone(config: CanonicalConfig) -> list[int]:
+    """Every pair takes time."""
+    return [0 for _ in _coordinates(config)]
+
+
+def extended_from_length(decoder: Any, cache: RowCache, embeddings: Tensor) -> Tensor:
+    """Decoded rows at the number of rows so far, as if every row had a position of its own."""
+    cache.next_position = cache.length
+    return _extend(decoder, cache, embeddings)

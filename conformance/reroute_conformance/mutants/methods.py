@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from . import faults as f
 from . import method_faults as m
-from .mutant import Mutant, answering
+from .mutant import Mutant, answering, asking
 
 
 def _named(name: str, rule: str, change: m.Change) -> Mutant:
     return answering(name, rule, "preset", m.of_other_presets(change))
+
+
+def _scores(name: str, rule: str, **changed: Any) -> Mutant:
+    return Mutant(name, rule, "methods", {"reroute_reference.routing.score": f.score_with(**changed)})
+
+
+def _decode(name: str, rule: str, first_position: Any) -> Mutant:
+    return Mutant(
+        name, rule, "methods-cache", {"reroute_reference.cache.RowCache.first_position": first_position}
+    )
+
+
+def _coordinates(name: str, taken: Any) -> Mutant:
+    return Mutant(
+        name, "RR-BLOCK-012", "mrope", {"reroute_spec.canonical.CanonicalConfig.coordinates": taken}
+    )
 
 
 METHODS_MUTANTS = (
@@ -22,4 +42,30 @@ METHODS_MUTANTS = (
     _named("original-keeps-positions", "RR-CFG-013", m.keeps_positions),
     _named("nuwa-without-a-first-stage-overlooked", "RR-CFG-013", m.first_stage_assumed),
     answering("keeps-through-binary-floats", "RR-CFG-014", "read-back", m.KeepsThroughFloats),
+    asking(
+        "previous-scored-by-the-deciding-block",
+        "RR-SCORE-007",
+        "methods",
+        lambda schedule: replace(schedule, score=replace(schedule.score, source="own")),
+    ),
+    Mutant("previous-of-what-the-block-gave", "RR-SCORE-007", "methods", m.previous_of_the_output()),
+    _scores("previous-over-rows-that-did-not-run", "RR-SCORE-007", alive=m.every_row),
+    _scores("renumbered-rows-scored-at-the-old-positions", "RR-BLOCK-009", cos=m.old_cos, sin=m.old_sin),
+    asking("renumber-ignored", "RR-BLOCK-009", "methods", lambda s: replace(s, positions="preserve")),
+    _decode("renumbered-decode-from-the-logical-length", "RR-BLOCK-009", m.at_logical_length),
+    _decode("renumbered-decode-at-one-position-in-all-blocks", "RR-BLOCK-009", m.at_last_blocks_rows),
+    _coordinates("mrope-sections-taken-for-interleaved", m.sections_interleaved),
+    _coordinates("mrope-of-time-alone", m.time_alone),
+    Mutant(
+        "mrope-decode-from-the-number-of-rows",
+        "RR-KV-004",
+        "mrope-cache",
+        {"reroute_reference.model.extend": m.extended_from_length},
+    ),
+    asking(
+        "renumber-ignored-under-mrope",
+        "RR-CFG-011",
+        "mrope-renumber",
+        lambda schedule: replace(schedule, positions="preserve"),
+    ),
 )
