@@ -19,8 +19,16 @@ struct run {
     struct tensor **outputs;
 };
 
-static int64_t position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
-    return r->request->positions ? r->request->positions[row] : row;
+static struct position scalar(int64_t position) {
+    return (struct position){{position, position, position}};
+}
+
+static struct position position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
+    const int64_t *given = r->request->positions;
+    size_t rows = (size_t)r->request->plan->num_rows, i = (size_t)row;
+    if (given && r->request->axes == 3)
+        return (struct position){{given[i], given[rows + i], given[2 * rows + i]}};
+    return scalar(given ? given[i] : row);
 }
 
 /* Whether a prompt row runs: text always, routable rows where chosen (RR-POOL-005). */
@@ -250,16 +258,17 @@ static void decode(const struct run *r) {
     const struct decoder *d = r->d;
     const struct json *tokens = r->request->continuation;
     size_t width = (size_t)d->hidden, vocabulary = (size_t)d->vocabulary, step = 0;
-    int64_t next = 0, token; /* one after the largest position so far, deferred rows included (RR-KV-004) */
+    int64_t next = 0, token; /* one after the largest coordinate so far, deferred rows included (RR-KV-004) */
     for (int row = 0; row < r->request->plan->num_rows; row++)
-        next = position(r, row) >= next ? position(r, row) + 1 : next;
+        for (int axis = 0; axis < 3; axis++)
+            next = position(r, row).axis[axis] >= next ? position(r, row).axis[axis] + 1 : next;
     float *logits = take(tokens->length * vocabulary, sizeof *logits), *x = take(width, sizeof *x);
     for (const struct json *entry = tokens->first; entry; entry = entry->next, step++) {
         if (!json_integer(entry, 0, &token) || token >= d->vocabulary)
             refuse("continuation", "give tokens of the vocabulary", "entry %zu is not one", step);
         memcpy(x, d->embed + (size_t)token * width, width * sizeof *x);
         for (int layer = 0; layer < d->num_layers; layer++)
-            run_row(d, layer, x, next + (int64_t)step, &r->cache[layer]);
+            run_row(d, layer, x, scalar(next + (int64_t)step), &r->cache[layer]);
         make_logits(d, x, logits + step * vocabulary);
     }
     add_tensor(r->outputs, logits, 2, (size_t[]){tokens->length, vocabulary}, "requests.%d.decode_logits", r->index);

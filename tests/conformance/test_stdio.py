@@ -431,7 +431,7 @@ def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
     code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
     header, *results, footer = (json.loads(line) for line in out.splitlines())
     assert header["target"] == "port-c"
-    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache"]
+    assert header["profiles"] == ["core", "stagewise", "gqa", "mrope", "batch", "cache"]
     assert [record for record in results if "failure" in record or "skipped" in record] == []
     assert (footer["verdict"], code) in (("CONFORMS", 0), ("INCOMPLETE", 2))
 
