@@ -24,9 +24,7 @@ class ReferenceTarget:
     """The reference behind the target protocol; mutants are small overrides of it."""
 
     name = "reference"
-    profiles = frozenset(
-        {"core", "stagewise", "gqa", "mrope", "batch", "cache", "methods", "presets", "nuwa", "low-precision", "hf"}
-    )
+    profiles = frozenset(PROFILES)
     families = frozenset(FAMILIES[:1])
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:

@@ -12,10 +12,11 @@ from ..targets import ReferenceTarget
 from .core import CORE_MUTANTS
 from .methods import METHODS_MUTANTS
 from .mutant import Mutant, patched
+from .sessions import SESSION_MUTANTS
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS = (*CORE_MUTANTS, *METHODS_MUTANTS)
+MUTANTS = (*CORE_MUTANTS, *METHODS_MUTANTS, *SESSION_MUTANTS)
 
 
 def mutant(name: str) -> ReferenceTarget:
