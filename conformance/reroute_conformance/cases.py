@@ -185,9 +185,9 @@ class DecoderCase(RoutedCase):
         visual, real = (torch.zeros(len(self.rows), length, dtype=torch.bool) for _ in range(2))
         for index, row in enumerate(self.rows):
             place = _place(row, length)
-            embeds[index, place] = torch.randn(_NUM_SEEDED_ROWS, size, generator=_generator(row.seed))[
-                : len(row.layout)
-            ]
+            drawn = max(_NUM_SEEDED_ROWS, len(row.layout))
+            noise = torch.randn(drawn, size, generator=_generator(row.seed))
+            embeds[index, place] = noise[: len(row.layout)]
             visual[index, place] = torch.tensor([letter == "v" for letter in row.layout])
             real[index, place] = True
             if self.poison is not None and self.poison[0] == index:

@@ -17,7 +17,7 @@ from reroute_reference.routing import renumbered, score
 from reroute_spec import Stage
 from torch import Tensor
 
-from .tolerance import Measured, close
+from .tolerance import LOW_PRECISION, Measured, close
 
 if TYPE_CHECKING:
     from .requests import RequestJudge
@@ -77,6 +77,8 @@ MISREADINGS: tuple[_Misreading, ...] = (
 def score_rule(judge: RequestJudge, stage: Stage, scores: Measured) -> tuple[str, str]:
     """The rule that wrong scores broke, and how that can be told, in words."""
     if scores.actual.shape == scores.oracle.shape:
+        if judge.case.precision in LOW_PRECISION and _narrow(judge, stage, scores):
+            return "RR-SCORE-003", "these are the scores of a softmax in the model's dtype; "
         for rule, reading, values in _readings(judge, stage):
             noise = scores.plain - scores.oracle  # as large an error as the plain run's is no other reading
             if values.isfinite().all() and close(
@@ -89,11 +91,26 @@ def score_rule(judge: RequestJudge, stage: Stage, scores: Measured) -> tuple[str
     return "RR-SCORE-001" if judge.case.routing().score.source == "own" else "RR-SCORE-007", ""
 
 
-def _readings(judge: RequestJudge, stage: Stage) -> Iterator[tuple[str, str, Tensor]]:
-    """Scores of the decision under every misreading, in float64."""
-    decoder = as_decoder(judge.models[1], None)
+def _narrow(judge: RequestJudge, stage: Stage, scores: Measured) -> bool:
+    """Whether scores are those of logits and a softmax in the model's dtype, which no tolerance could tell from others."""
+    given = _given(judge, stage, 0)
+    rule, decoder, alive = given["schedule"].score, given["decoder"], given["alive"]
+    query, keys = decoder.query_key(
+        given["layer"], given["hidden"][alive], given["cos"][alive], given["sin"][alive]
+    )
+    keys = keys.repeat_interleave(len(query) // len(keys), dim=0)
+    logits = query[:, -1:] @ keys.mT * decoder.scaling(given["layer"])
+    heads = logits.softmax(dim=-1)[:, 0]
+    reduced = heads.amax(0) if rule.heads == "max" else heads.mean(0)
+    places = [alive.index(judge.request.visual_rows[ordinal]) for ordinal in given["pool"]]
+    return torch.allclose(scores.actual, reduced[places].double(), rtol=4 * scores.epsilon, atol=0)
+
+
+def _given(judge: RequestJudge, stage: Stage, which: int) -> dict[str, Any]:
+    """The arguments of a decision's score in the block's own terms, in the dtype (0) or in float64 (1)."""
+    decoder, output = as_decoder(judge.models[which], None), judge.outputs[which]
     prompt = read_prompts(decoder, judge.case.inputs())[judge.b]
-    records = judge.outputs[1].traces[judge.b].decisions
+    records = output.traces[judge.b].decisions
     before: Sequence[int] = (
         records[stage.index - 2].selected if stage.index > 1 else range(judge.request.num_visual)
     )
@@ -104,25 +121,23 @@ def _readings(judge: RequestJudge, stage: Stage) -> Iterator[tuple[str, str, Ten
         if row in kept or row not in judge.request.visual_rows or not judge.deleting
     ]
     hidden = prompt.embeddings.clone()
-    hidden[alive] = judge.outputs[1].residuals[judge.b][stage.first]
+    hidden[alive] = output.residuals[judge.b][stage.first]
     refreshed = hidden.clone()
     deferred = [row for row in alive if row in judge.request.visual_rows and row not in kept]
     refreshed[deferred] = prompt.embeddings[deferred]
-    cos, sin = decoder.rotary(prompt.positions)
-    if judge.renumbering:
-        cos, sin = decoder.rotary(renumbered(prompt.positions, alive, 0))
-    values = (
-        decoder,
-        judge.request,
-        judge.case.routing(),
-        stage.first,
-        hidden,
-        cos,
-        sin,
-        alive,
-        records[stage.index - 1].pool,
-    )
-    given = {**dict(zip(_ARGUMENTS, values, strict=True)), "refreshed": refreshed, "deferred": set(deferred)}
+    positions = renumbered(prompt.positions, alive, 0) if judge.renumbering else prompt.positions
+    cos, sin = decoder.rotary(positions)
+    pool, schedule = records[stage.index - 1].pool, judge.case.routing()
+    values = (decoder, judge.request, schedule, stage.first, hidden, cos, sin, alive, pool)
+    rest = {"refreshed": refreshed, "deferred": set(deferred), "prompt": prompt}
+    return {**dict(zip(_ARGUMENTS, values, strict=True)), **rest}
+
+
+def _readings(judge: RequestJudge, stage: Stage) -> Iterator[tuple[str, str, Tensor]]:
+    """Scores of the decision under every misreading, in float64."""
+    given = _given(judge, stage, 1)
+    decoder, prompt = given["decoder"], given["prompt"]
+    records = judge.outputs[1].traces[judge.b].decisions
     misreadings = MISREADINGS
     if judge.renumbering:
         at_prompt = dict(zip(("cos", "sin"), decoder.rotary(prompt.positions), strict=True))

@@ -86,7 +86,7 @@ def requests_of(
         if last - first + 1 != len(rows):
             raise RerouteError("attention_mask", f"request {b} has gaps", "pad on the left or on the right")
         key = f"requests.{b}.embeddings"
-        tensors[key] = embeddings[b].to(torch.float32).contiguous()
+        tensors[key] = embeddings[b].contiguous()
         request: dict[str, Any] = {
             "embeddings": {"tensor": key},
             "visual": inputs["visual_mask"][b, rows].tolist(),
@@ -134,6 +134,7 @@ def observed(
     names: Mapping[str, str],
     found: Mapping[str, Tensor],
     tokens: int | None,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """One request's answer. Axes that the decoder fixes are checked here; how many rows there are is a rule's matter."""
     shape, vocabulary = config.shape, config.vocab_size
@@ -143,8 +144,8 @@ def observed(
         tensor = found.get(names.get(name, ""))
         if tensor is None:
             raise MalformedError(f"{name} is missing")
-        if tensor.dtype != torch.float32:
-            raise MalformedError(f"{name} is {tensor.dtype}, expected float32")
+        if tensor.dtype != dtype:
+            raise MalformedError(f"{name} is {tensor.dtype}, expected {dtype}")
         right = tensor.ndim == len(axes)
         if not right or any(size not in (None, have) for size, have in zip(axes, tensor.shape, strict=True)):
             wanted = ", ".join("rows" if size is None else str(size) for size in axes)

@@ -18,7 +18,7 @@ from .answers import Answer, first_difference
 from .cases import RoutedCase
 from .diagnosis import decode_rule, score_rule
 from .selection import judge_selection
-from .tolerance import Measured, close, describe, same, score_tau
+from .tolerance import LOW_PRECISION, Measured, close, describe, same, score_tau
 from .verdict import Verdict
 
 NOTHING = Measured(*[torch.empty(0)] * 3)
@@ -123,7 +123,13 @@ class RequestJudge:
         )
         if right and self.case.decisions is None:
             self.judge_choice(where, record)
-            judge_ambiguity(self.b, record, exact, self.request, tau, self.verdict)
+            low = self.case.precision in LOW_PRECISION
+            found = Verdict() if low else self.verdict
+            judge_ambiguity(self.b, record, exact, self.request, tau, found)
+            if low:  # such decisions are reported  RR-NUM-002
+                found.differing = len(found.violations)
+                found.violations.clear()
+                self.verdict.add(found)
         derived = make_record(self.request, stage.index, record.pool, record.scores, record.selected, before)
         self.require(
             "RR-POOL-005",

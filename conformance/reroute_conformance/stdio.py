@@ -116,6 +116,10 @@ class CommandTarget:
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "a command runs canonical decoders only")
         config, weights = model
+        dtype = next(iter(weights.values())).dtype
+        name = str(dtype).removeprefix("torch.")
+        if name not in self.dtypes:
+            raise SkippedError(f"its capabilities do not name {name}")
         requests, tensors = requests_of(inputs, decisions, continuation)
         data = {
             "schedule": schedule.to_dict(),
@@ -124,11 +128,12 @@ class CommandTarget:
         }
         tensors |= {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
         kind = "trace" if decisions is None else "route"
-        result, found = self._ask_tensors(kind, data, tensors)
+        result, found = self._ask_tensors(kind, data, tensors, name)
         traces = read_traces(result["traces"], len(requests))
         tokens = None if continuation is None else continuation.shape[1]
         return [
-            observed(b, trace, config, result["tensors"], found, tokens) for b, trace in enumerate(traces)
+            observed(b, trace, config, result["tensors"], found, tokens, dtype)
+            for b, trace in enumerate(traces)
         ]
 
     def schedule(
@@ -157,7 +162,9 @@ class CommandTarget:
             self._process = None
         self._folder.cleanup()
 
-    def _ask(self, kind: str, inputs: Mapping[str, Any], *needed: str, **files: str) -> dict[str, Any]:
+    def _ask(
+        self, kind: str, inputs: Mapping[str, Any], *needed: str, dtype: str = "float32", **files: str
+    ) -> dict[str, Any]:
         """The content of the ``result`` of one case.
 
         Raises:
@@ -168,7 +175,7 @@ class CommandTarget:
         if self._process is None:
             self._introduced()
         self._seq += 1
-        case = {"type": "case", "seq": self._seq, "kind": kind, "inputs": inputs, "dtype": "float32", **files}
+        case = {"type": "case", "seq": self._seq, "kind": kind, "inputs": inputs, "dtype": dtype, **files}
         answer = self._exchange(case, "result", "skipped", "error")
         if answer["seq"] != self._seq:
             self._abandon()
@@ -185,13 +192,14 @@ class CommandTarget:
         return result
 
     def _ask_tensors(
-        self, kind: str, inputs: Mapping[str, Any], tensors: dict[str, Tensor]
+        self, kind: str, inputs: Mapping[str, Any], tensors: dict[str, Tensor], dtype: str
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As :meth:`_ask`, with the tensors that go and those that come back."""
         given, output = (Path(self._folder.name) / f"case.{end}.safetensors" for end in ("in", "out"))
         save_file(tensors, given)
         try:
-            result = self._ask(kind, inputs, "traces", "tensors", tensors=str(given), output=str(output))
+            files = {"tensors": str(given), "output": str(output)}
+            result = self._ask(kind, inputs, "traces", "tensors", dtype=dtype, **files)
             return result, read_tensors(output)
         finally:
             for path in (given, output):

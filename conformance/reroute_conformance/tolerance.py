@@ -19,6 +19,9 @@ TAU_CLAMP = {
 }
 
 
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A computed quantity: the target's, the reference's in the same dtype, and the reference's in float64.

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ..cases import Case
-from ..protocol import Target
+from ..protocol import DTYPES, Target
 from ..session_cases import SessionMachine
 from ..verdict import Verdict
 
@@ -27,6 +27,7 @@ class Check:
         examples: how many cases the default run draws.
         judge: compares a target with the specification on one case.
         also: further profiles without which it is not run.
+        dtype: of profile ``low-precision``, the precision that it computes in; it is run where the target claims that one.
         family: of profile ``hf``, the model family that it runs; it is run where the target claims that one.
     """
 
@@ -39,10 +40,14 @@ class Check:
     judge: Callable[[Any, Target], Verdict]
     also: frozenset[str] = frozenset()
     family: str = ""
+    dtype: str = ""
 
-    def claimed(self, profiles: Iterable[str], families: Iterable[str]) -> bool:
-        """Whether it is run of a target with these profiles and families."""
-        return {self.profile, *self.also} <= set(profiles) and (not self.family or self.family in families)
+    def claimed(
+        self, profiles: Iterable[str], families: Iterable[str], dtypes: Iterable[str] = DTYPES
+    ) -> bool:
+        """Whether it is run of a target with these profiles, families and precisions."""
+        run = not self.family or self.family in families
+        return run and {self.profile, *self.also} <= set(profiles) and (not self.dtype or self.dtype in dtypes)
 
 
 def ids(text: str) -> tuple[str, ...]:

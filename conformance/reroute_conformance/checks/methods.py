@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..judge import judge
+from ..judges import judge_select
+from ..low_cases import exact_cases, low_cases, low_select_cases
 from ..method_cases import method_cases
 from ..mrope_cases import mrope_cases, renumber_cases
 from ..mropes import judge_renumber
 from ..preset_cases import preset_cases, read_back_cases
 from ..presets import judge_preset, judge_read_back
+from ..protocol import DTYPES
 from .check import Check, ids
 
 
@@ -28,4 +33,22 @@ def methods_checks() -> tuple[Check, ...]:
         Check("mrope-batch", "trace", "mrope", padded, mrope_cases(batch=True), 40, judge, also=frozenset({"batch"})),
         Check("mrope-cache", "trace", "mrope", decoding, mrope_cases(cache=True), 60, judge, also=cache),
         Check("mrope-renumber", "trace", "mrope", refused, renumber_cases(), 10, judge_renumber),
+        *(check for dtype in DTYPES for check in _low(dtype)),
+    )
+
+
+def _low(dtype: str) -> tuple[Check, ...]:
+    """The checks of one low precision: selections and replayed decisions decide, decisions of its own are reported."""
+    moved, stagewise = ids("RR-BLOCK-001 RR-BLOCK-003 RR-KV-001 RR-KV-002 RR-NUM-001"), frozenset({"stagewise"})
+    wide, scored = ids("RR-SCORE-003 RR-BLOCK-004 RR-BLOCK-005"), ids("RR-SCORE-001 RR-BLOCK-001 RR-NUM-001")
+    lows, replayed = low_cases(dtype), low_cases(dtype, replay=True)
+
+    def low(name: str, kind: str, rules: tuple[str, ...], *rest: Any, also: frozenset[str] = frozenset()) -> Check:
+        return Check(f"{name}-{dtype}", kind, "low-precision", rules, *rest, also=also, dtype=dtype)
+
+    return (
+        low("select", "select", ("RR-SEL-001", "RR-SEL-003"), low_select_cases(dtype), 40, judge_select),
+        low("route", "route", moved, replayed, 60, judge, also=stagewise),
+        low("trace", "trace", scored, lows, 40, judge),
+        low("wide", "trace", wide, exact_cases(dtype), 3, judge),
     )

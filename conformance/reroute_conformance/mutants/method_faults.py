@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
-from reroute_reference import routing
+from reroute_reference import CanonicalDecoder, routing
 from reroute_reference.cache import RowCache
-from reroute_spec import Decision, Schedule
+from reroute_spec import Decision, Schedule, ScoreRule, select
 from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.presets import preset, presets
 from torch import Tensor
@@ -211,3 +211,42 @@ def extended_from_length(decoder: Any, cache: RowCache, embeddings: Tensor) -> T
     """Decoded rows at the number of rows so far, as if every row had a position of its own."""
     cache.next_position = cache.length
     return _extend(decoder, cache, embeddings)
+
+
+# Low precision
+
+
+def narrow_scores(query: Tensor, keys: Tensor, scaling: float, rule: ScoreRule, *_: Any) -> Tensor:
+    """Logits, softmax and mean in the dtype of queries and keys."""
+    keys = keys.repeat_interleave(len(query) // len(keys), dim=0)
+    heads = (query @ keys.mT * scaling).softmax(dim=-1).mean(dim=1)
+    return heads.amax(dim=0) if rule.heads == "max" else heads.mean(dim=0)
+
+
+def narrow_rotary(decoder: CanonicalDecoder, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions, frequencies and angles in the model's dtype."""
+    head_dim = decoder.config.shape.head_dim
+    exponents = torch.arange(0, head_dim, 2) / head_dim
+    frequencies = (decoder.config.rope_theta**-exponents).to(decoder.dtype)
+    angles = positions.to(decoder.dtype)[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def narrow_norm(decoder: CanonicalDecoder, hidden: Tensor) -> Tensor:
+    """Squares, mean and root in the model's dtype."""
+    root = torch.rsqrt((hidden * hidden).mean(-1, keepdim=True) + decoder.config.rms_norm_eps)
+    return decoder.weights["norm.weight"] * (hidden * root)
+
+
+def bypass_narrowed(decoder: Any, layer: int, hidden: Tensor, active: list[int], *rest: Any) -> Tensor:
+    """Rows that bypass a block are kept in bfloat16 meanwhile."""
+    routed = _routed_block(decoder, layer, hidden, active, *rest)
+    deferred = sorted(set(range(len(hidden))) - set(active))
+    routed[deferred] = hidden[deferred].bfloat16().to(hidden.dtype)
+    return routed
+
+
+def select_narrowed(scores: Sequence[float], k: int) -> list[int]:
+    """A selection by scores that were rounded to bfloat16."""
+    return select(torch.tensor(scores).bfloat16().tolist(), k)

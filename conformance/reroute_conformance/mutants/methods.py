@@ -30,6 +30,10 @@ def _coordinates(name: str, taken: Any) -> Mutant:
     )
 
 
+def _low(name: str, rule: str, check: str, place: str, fault: Any) -> Mutant:
+    return Mutant(name, rule, check, {f"reroute_reference.{place}": fault})
+
+
 METHODS_MUTANTS = (
     _named("preset-layers-truncated", "RR-CFG-010", m.layers_truncated),
     _named("preset-keeps-of-another-tier", "RR-CFG-010", m.keeps_of_another_tier),
@@ -67,5 +71,15 @@ METHODS_MUTANTS = (
         "RR-CFG-011",
         "mrope-renumber",
         lambda schedule: replace(schedule, positions="preserve"),
+    ),
+    _low("scores-in-the-models-dtype", "RR-SCORE-003", "wide-bfloat16", "routing.attention_scores", m.narrow_scores),
+    _low("rotary-angles-in-the-models-dtype", "RR-BLOCK-005", "wide-bfloat16", "decoder.CanonicalDecoder.rotary", m.narrow_rotary),
+    _low("squares-in-float16", "RR-BLOCK-004", "wide-float16", "decoder.CanonicalDecoder.final_norm", m.narrow_norm),
+    _low("bypass-through-bfloat16", "RR-BLOCK-001", "route-float16", "routing.routed_block", m.bypass_narrowed),
+    Mutant(
+        "scores-narrowed-before-they-select",
+        "RR-SEL-001",
+        "select-bfloat16",
+        {"reroute_conformance.targets.select": m.select_narrowed},
     ),
 )
