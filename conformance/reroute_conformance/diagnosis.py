@@ -82,7 +82,7 @@ def score_rule(judge: RequestJudge, stage: Stage, scores: Measured) -> tuple[str
         for rule, reading, values in _readings(judge, stage):
             noise = scores.plain - scores.oracle  # as large an error as the plain run's is no other reading
             if values.isfinite().all() and close(
-                Measured(scores.actual, values + noise, values, judge.case.precision)
+                Measured(scores.actual, values + noise, values, precision=judge.case.precision)
             ):
                 return rule, f"these are the scores {reading}; "
         # what float16 rounding could do is a matter of precision; more is another formula
@@ -169,7 +169,10 @@ def _other_coordinates(decoder: CanonicalDecoder, positions: Tensor) -> Iterator
     config = decoder.config
     turned = {"mrope_interleaved": not config.mrope_interleaved}
     alone = {"mrope_section": (config.shape.head_dim // 2, 0, 0), "mrope_interleaved": False}
-    for reading, change in (("with sections taken the other way", turned), ("at positions of time alone", alone)):
+    for reading, change in (
+        ("with sections taken the other way", turned),
+        ("at positions of time alone", alone),
+    ):
         other: Any = replace(config, **change)
         cos, sin = CanonicalDecoder(other, decoder.weights).rotary(positions)
         yield "RR-BLOCK-012", reading, partial(dict, cos=cos, sin=sin)  # of what is given, with other tables
@@ -222,6 +225,6 @@ def decode_rule(judge: RequestJudge, tokens: Tensor, logits: Measured) -> tuple[
     ):
         values = forced_logits(model, replace(cache.copy(), renumbered=False, next_position=position), tokens)
         noise = logits.plain - logits.oracle
-        if close(Measured(logits.actual, values + noise, values, judge.case.precision)):
+        if close(Measured(logits.actual, values + noise, values, precision=judge.case.precision)):
             return rule, f"these are the logits of positions that continue from {reading}; "
     return "RR-KV-002", ""

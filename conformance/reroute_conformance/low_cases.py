@@ -92,7 +92,10 @@ def _far_logits(dtype: str) -> LowGivenCase:
         DecoderShape(2, rows, 1, 1, 1, 4), vocab_size=2, rms_norm_eps=0.0, rope_theta=1e30
     )
     none = [0.0] * rows
-    query, key = [none, [64.0] * rows, none, [0.5] * rows], [none, [64.0] * rows, none, [x / 2 for x in little]]
+    query, key = (
+        [none, [64.0] * rows, none, [0.5] * rows],
+        [none, [64.0] * rows, none, [x / 2 for x in little]],
+    )
     given: dict[str, Any] = {}
     for layer in range(2):
         given[f"layers.{layer}.self_attn.q_proj.weight"] = query

@@ -31,7 +31,11 @@ def method_schedules(draw: st.DrawFn) -> dict[str, Any]:
     if variant != "previous":
         data["positions"] = "renumber"
     if draw(st.integers(0, 2)) == 2:
-        data["score"] |= {"query": "last_n", "n": draw(st.integers(1, 4)), "heads": draw(st.sampled_from(("mean", "max")))}
+        data["score"] |= {
+            "query": "last_n",
+            "n": draw(st.integers(1, 4)),
+            "heads": draw(st.sampled_from(("mean", "max"))),
+        }
     return data
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .cases import KINDS, DecoderCase, Row, decoder_config
+from .cases import KINDS, DecoderCase, decoder_config
 from .strategies import batch_rows, layouts, schedules
 
 _OF_PADDING = 77  # the position of a row that has none
@@ -52,7 +52,9 @@ def coordinates(layout: str, grid: tuple[int, int]) -> Tensor:
         start = 1 + max((max(row) for row in found), default=-1)
         for i, _ in enumerate(run):
             frame, patch = divmod(i, height * width)
-            at = (start + frame, start + patch // width, start + patch % width) if visual else (start + i,) * 3
+            at = (
+                (start + frame, start + patch // width, start + patch % width) if visual else (start + i,) * 3
+            )
             found.append(at)
     return torch.tensor(found).T
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .mrope_cases import MropeCase
 from .protocol import Target
 from .refusals import judge_refusal, refusal_of
@@ -13,7 +15,7 @@ def judge_renumber(case: MropeCase, target: Target) -> Verdict:
     verdict, schedule, where = Verdict(), case.routing(), "prefill"
     _, error = refusal_of(lambda: target.run(case.model(), case.inputs(), schedule))
     detail = "positions of three coordinates cannot be renumbered, yet the schedule was run"
-    bound = {"positions": schedule.positions, "coordinates": 3, "accepted": error is None}
+    bound: dict[str, Any] = {"positions": schedule.positions, "coordinates": 3, "accepted": error is None}
     if verdict.require("RR-CFG-011", where, detail, **bound):
         judge_refusal(verdict, where, error, "positions")
     return verdict

@@ -15,7 +15,16 @@ from .strategies import schedules
 _METHODS = ("fastv", "pdrop", "reroute-fastv", "reroute-pdrop", "nuwa", "reroute-nuwa")
 NAMES = (*(f"{m}-{tier}" for m in _METHODS for tier in (192, 128, 64)), "fastv-original", "pdrop-original")
 """All presets (RR-CFG-010, RR-CFG-013)."""
-_UNKNOWN = ("", "fastv", "fastv-65", "FASTV-64", "nuwa", "fastv-original-64", "reroute-fastv-original", "pdrop-64 ")
+_UNKNOWN = (
+    "",
+    "fastv",
+    "fastv-65",
+    "FASTV-64",
+    "nuwa",
+    "fastv-original-64",
+    "reroute-fastv-original",
+    "pdrop-64 ",
+)
 _DEPTHS = (6, 12, 28, 28, 32, 32, 36, 40, 48, 64, 80)
 
 

@@ -19,7 +19,9 @@ from .protocol import Target
 from .refusals import judge_refusal, refusal_of
 from .verdict import Verdict
 
-_ROW = re.compile(r"^\| `(?P<method>[\w-]+)` \| `(?P<action>\w+)` \| (?P<at_32>[\d, ]+) \[(?P<at_28>[\d, ]+)\] \|(?P<keeps>.+)\|$")
+_ROW = re.compile(
+    r"^\| `(?P<method>[\w-]+)` \| `(?P<action>\w+)` \| (?P<at_32>[\d, ]+) \[(?P<at_28>[\d, ]+)\] \|(?P<keeps>.+)\|$"
+)
 _TIERS = ("192", "128", "64")
 
 
@@ -43,7 +45,11 @@ class Stated:
 
     def schedule(self, num_layers: int, layers: Sequence[int]) -> Schedule:
         """The schedule of a decoder, deciding at ``layers``."""
-        changed: dict[str, Any] = {"keeps": self.keeps, **self.rest, **(self.at_28 if num_layers == 28 else {})}
+        changed: dict[str, Any] = {
+            "keeps": self.keeps,
+            **self.rest,
+            **(self.at_28 if num_layers == 28 else {}),
+        }
         keeps = changed.pop("keeps")
         decisions = [{"layer": layer, "keep": keep} for layer, keep in zip(layers, keeps, strict=True)]
         return Schedule.from_dict({"action": self.action, "decisions": decisions, **changed})
@@ -56,11 +62,14 @@ def stated() -> dict[str, Stated]:
     for row in filter(None, map(_ROW.match, rule("RR-CFG-010").statement.splitlines())):
         layers = {blocks: [int(d) for d in row[f"at_{blocks}"].split(",")] for blocks in (32, 28)}
         for tier, cell in zip(_TIERS, row["keeps"].split("|"), strict=True):
-            ratios, _, times = cell.strip().partition(" ×")
+            ratios, _, times = cell.strip().partition(" \N{MULTIPLICATION SIGN}")
             keeps = ratios.split() * int(times or 1)
             found[f"{row['method']}-{tier}"] = Stated("RR-CFG-010", row["action"], layers, keeps)
     own: dict[str, Any] = {"score": {"source": "previous"}}
-    reads_three = {"keeps": ["1/10"], "score": {"source": "previous", "query": "last_n", "n": 3, "heads": "max"}}
+    reads_three = {
+        "keeps": ["1/10"],
+        "score": {"source": "previous", "query": "last_n", "n": 3, "heads": "max"},
+    }
     found["fastv-original"] = Stated("RR-CFG-013", "delete", {32: [2]}, ["1/2"], own)
     found["pdrop-original"] = Stated(
         "RR-CFG-013", "delete", {32: [8, 16, 24]}, ["1/2", "1/4", "1/8"], {"positions": "renumber"}
@@ -100,7 +109,12 @@ def judge_preset(case: PresetCase, target: Target) -> Verdict:
     schedule = _read(answer)
     layers, label = [decision.layer for decision in schedule.decisions], schedule.label
     detail = f"it decides at {layers}, expected {snapped}; label {label!r}"
-    bound: dict[str, Any] = {"layers": layers, "label": label, "unsnapped": unsnapped, "attention_blocks": everywhere}
+    bound: dict[str, Any] = {
+        "layers": layers,
+        "label": label,
+        "unsnapped": unsnapped,
+        "attention_blocks": everywhere,
+    }
     if blocks is not None and not verdict.require("RR-CFG-012", where, detail, **bound):
         return verdict
     # where layers moved, those before are the right ones by what was just judged
@@ -109,7 +123,13 @@ def judge_preset(case: PresetCase, target: Target) -> Verdict:
     detail = f"{detail}; it is {schedule.to_dict()}, stated is {original.to_dict()}"
     table = {"published": what.layers.get(depth), "published_32": what.layers[32], "num_layers": depth}
     # of an original method it is the layers and the label that this rule is about
-    scaled = {"layers": before, "label": label, "schedule": schedule, "original": schedule, **table}
+    scaled: dict[str, Any] = {
+        "layers": before,
+        "label": label,
+        "schedule": schedule,
+        "original": schedule,
+        **table,
+    }
     if what.rule == "RR-CFG-010":
         scaled["original"] = original
     verdict.require("RR-CFG-010", where, detail, **scaled)

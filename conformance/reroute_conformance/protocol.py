@@ -160,7 +160,8 @@ class Target(Protocol):
         """What Nüwa's first stage makes of a batch (profile ``nuwa``).
 
         Returns:
-            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S'].
+            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S']; per image in the
+            order of the batch its ``metric`` [images, 576] and ``pillars``, a list of patches.
         """
         ...
 

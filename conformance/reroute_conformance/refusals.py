@@ -28,5 +28,8 @@ def judge_refusal(verdict: Verdict, where: str, error: Any, field: str) -> None:
     """Whether a refusal that is due names its field and a remedy (RR-ERR-001)."""
     said = SimpleNamespace(field=getattr(error, "field", ""), remedy=getattr(error, "remedy", ""))
     detail = f"refused, but the error names field {said.field!r} and remedy {said.remedy!r}: {error}"
-    if verdict.require("RR-ERR-001", where, detail, accepted=False, error=said, touched=False) and said.field != field:
+    if (
+        verdict.require("RR-ERR-001", where, detail, accepted=False, error=said, touched=False)
+        and said.field != field
+    ):
         verdict.violate("RR-ERR-001", where, f"the error names field {said.field!r}, not {field!r}: {error}")

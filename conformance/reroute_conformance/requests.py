@@ -92,7 +92,7 @@ class RequestJudge:
             torch.tensor(record.scores, dtype=torch.float64),
             torch.tensor(plain.scores),
             torch.tensor(exact.scores, dtype=torch.float64),
-            self.case.precision,
+            precision=self.case.precision,
         )
         reduced, due = self.case.routing().score, "RR-SCORE-001"
         if reduced.source == "previous":
@@ -295,7 +295,7 @@ class RequestJudge:
         )
 
 
-def _names_of_scores(rule: str, scores: Measured) -> dict[str, Measured]:
+def _names_of_scores(rule: str, scores: Measured) -> dict[str, Any]:
     """What the check of a rule calls scores: of a rule about positions they are what its keys gave."""
     named = {"RR-BLOCK-009": {"keys": scores, "decode_logits": NOTHING}, "RR-BLOCK-012": {"keys": scores}}
     return named.get(rule, {"scores": scores})

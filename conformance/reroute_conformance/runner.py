@@ -23,6 +23,8 @@ from reroute_spec.rules import rules
 from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
+from .nuwa_cases import NuwaCase
+from .preset_cases import PresetCase
 from .protocol import PROFILES, Target, dtypes_of, families_of
 from .session_cases import machine
 from .tolerance import AMBIGUOUS_SHARE
@@ -303,8 +305,9 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        by_kind = {"select": SelectCase, "config": ConfigCase}
-        fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
+        by_kind = {"select": SelectCase, "config": ConfigCase, "preset": PresetCase}
+        by_profile = {"hf": LlavaCase, "nuwa": NuwaCase}
+        fits = by_profile.get(check.profile, by_kind.get(check.kind, DecoderCase))
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:

@@ -143,7 +143,10 @@ class CommandTarget:
         attention_blocks: Sequence[int] | None = None,
     ) -> Mapping[str, Any]:
         """See :class:`~reroute_conformance.protocol.Target`."""
-        inputs: dict[str, Any] = {"preset" if isinstance(given, str) else "schedule": given, "num_layers": num_layers}
+        inputs: dict[str, Any] = {
+            "preset" if isinstance(given, str) else "schedule": given,
+            "num_layers": num_layers,
+        }
         if attention_blocks is not None:
             inputs["attention_blocks"] = list(attention_blocks)
         schedule: Mapping[str, Any] = self._ask("preset", inputs, "schedule")["schedule"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Measured:
     actual: Tensor
     plain: Tensor
     oracle: Tensor
-    precision: torch.dtype | None = None
+    precision: torch.dtype | None = field(default=None, kw_only=True)
 
     @property
     def epsilon(self) -> float:

@@ -20,7 +20,7 @@ class Check:
 
     Attributes:
         name: shown in the report.
-        kind: ``config``, ``select``, ``route``, ``trace`` or ``session``.
+        kind: ``config``, ``preset``, ``select``, ``route``, ``trace`` or ``session``.
         profile: the profile it belongs to.
         rules: MUST rules that a whole run of it has to exercise.
         cases: strategy, a machine that draws sessions, or the fixed cases themselves.
@@ -47,7 +47,9 @@ class Check:
     ) -> bool:
         """Whether it is run of a target with these profiles, families and precisions."""
         run = not self.family or self.family in families
-        return run and {self.profile, *self.also} <= set(profiles) and (not self.dtype or self.dtype in dtypes)
+        return (
+            run and {self.profile, *self.also} <= set(profiles) and (not self.dtype or self.dtype in dtypes)
+        )
 
 
 def ids(text: str) -> tuple[str, ...]:

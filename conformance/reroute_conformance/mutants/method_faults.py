@@ -8,16 +8,17 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
-from reroute_reference import CanonicalDecoder, routing
+from reroute_reference import CanonicalDecoder, nuwa, routing
 from reroute_reference.cache import RowCache
 from reroute_spec import Decision, Schedule, ScoreRule, select
 from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.presets import preset, presets
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..targets import ReferenceTarget
 
 _score, _routed_block, _extend = routing.score, routing.routed_block, routing.extend
+_metric, _weights = nuwa.metric, nuwa.weights
 _first_position, _coordinates = RowCache.first_position, CanonicalConfig.coordinates
 Change: TypeAlias = Callable[[Schedule, str, int, Sequence[int] | None], Schedule]
 
@@ -250,3 +251,37 @@ def bypass_narrowed(decoder: Any, layer: int, hidden: Tensor, active: list[int],
 def select_narrowed(scores: Sequence[float], k: int) -> list[int]:
     """A selection by scores that were rounded to bfloat16."""
     return select(torch.tensor(scores).bfloat16().tolist(), k)
+
+
+# Nüwa's first stage
+
+
+def metric_averaged(decoder: Any, tower: Any, *rest: Any) -> Tensor:
+    """The mean over heads, which orders patches as the sum does."""
+    heads = decoder.model.config.vision_config.num_attention_heads
+    return _metric(decoder, tower, *rest) / float(heads)
+
+
+def metric_of_the_block_before(decoder: Any, tower: Any, layer: int, entered: Tensor) -> Tensor:
+    """Queries and keys of another block."""
+    return _metric(decoder, tower, layer - 1, entered)
+
+
+def best_of_all(scores: Sequence[float], tier: nuwa.Tier) -> list[int]:
+    """The best patches, wherever they are."""
+    return select(scores, tier.pillars)
+
+
+def pillars_alone(states: Tensor, scores: Tensor, pillars: Tensor) -> Tensor:
+    """Every pillar takes only itself."""
+    return _weights(states, torch.zeros_like(scores), pillars)
+
+
+class ClosesUpPositions(ReferenceTarget):
+    """What is left is counted from 0."""
+
+    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+        """As named."""
+        left = dict(super().first_stage(model, inputs, tier))
+        left["position_ids"] = torch.arange(left["position_ids"].shape[1]).expand_as(left["position_ids"])
+        return left

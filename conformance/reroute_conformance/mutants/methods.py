@@ -34,6 +34,10 @@ def _low(name: str, rule: str, check: str, place: str, fault: Any) -> Mutant:
     return Mutant(name, rule, check, {f"reroute_reference.{place}": fault})
 
 
+def _nuwa(name: str, rule: str, place: str, fault: Any) -> Mutant:
+    return Mutant(name, rule, "nuwa", {f"reroute_reference.nuwa.{place}": fault})
+
+
 METHODS_MUTANTS = (
     _named("preset-layers-truncated", "RR-CFG-010", m.layers_truncated),
     _named("preset-keeps-of-another-tier", "RR-CFG-010", m.keeps_of_another_tier),
@@ -72,10 +76,36 @@ METHODS_MUTANTS = (
         "mrope-renumber",
         lambda schedule: replace(schedule, positions="preserve"),
     ),
-    _low("scores-in-the-models-dtype", "RR-SCORE-003", "wide-bfloat16", "routing.attention_scores", m.narrow_scores),
-    _low("rotary-angles-in-the-models-dtype", "RR-BLOCK-005", "wide-bfloat16", "decoder.CanonicalDecoder.rotary", m.narrow_rotary),
-    _low("squares-in-float16", "RR-BLOCK-004", "wide-float16", "decoder.CanonicalDecoder.final_norm", m.narrow_norm),
-    _low("bypass-through-bfloat16", "RR-BLOCK-001", "route-float16", "routing.routed_block", m.bypass_narrowed),
+    _nuwa("nuwa-metric-averaged-over-heads", "RR-POOL-007", "metric", m.metric_averaged),
+    _nuwa("nuwa-metric-of-the-block-before", "RR-POOL-007", "metric", m.metric_of_the_block_before),
+    _nuwa("nuwa-best-of-all-patches", "RR-POOL-008", "select_pillars", m.best_of_all),
+    _nuwa("nuwa-pillars-gather-nothing", "RR-POOL-009", "weights", m.pillars_alone),
+    _nuwa("nuwa-distance-ignored", "RR-POOL-009", "_REACH", 1e9),
+    answering("nuwa-positions-closed-up", "RR-POOL-010", "nuwa", m.ClosesUpPositions),
+    _low(
+        "scores-in-the-models-dtype",
+        "RR-SCORE-003",
+        "wide-bfloat16",
+        "routing.attention_scores",
+        m.narrow_scores,
+    ),
+    _low(
+        "rotary-angles-in-the-models-dtype",
+        "RR-BLOCK-005",
+        "wide-bfloat16",
+        "decoder.CanonicalDecoder.rotary",
+        m.narrow_rotary,
+    ),
+    _low(
+        "squares-in-float16",
+        "RR-BLOCK-004",
+        "wide-float16",
+        "decoder.CanonicalDecoder.final_norm",
+        m.narrow_norm,
+    ),
+    _low(
+        "bypass-through-bfloat16", "RR-BLOCK-001", "route-float16", "routing.routed_block", m.bypass_narrowed
+    ),
     Mutant(
         "scores-narrowed-before-they-select",
         "RR-SEL-001",
