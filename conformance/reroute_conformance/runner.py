@@ -24,7 +24,7 @@ from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target, families_of
-from .session_cases import machine
+from .session_cases import SessionCase, machine
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
@@ -300,7 +300,7 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        by_kind = {"select": SelectCase, "config": ConfigCase}
+        by_kind = {"select": SelectCase, "config": ConfigCase, "session": SessionCase}
         fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
