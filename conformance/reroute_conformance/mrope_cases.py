@@ -29,7 +29,9 @@ class MropeCase(DecoderCase):
     grid: tuple[int, int] = (2, 2)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON has lists
+        object.__setattr__(self, "grid", tuple(self.grid))  # what JSON has is equal to what was drawn
+        section = self.config.get("mrope_section")
+        object.__setattr__(self, "config", {**self.config, "mrope_section": section and list(section)})
 
     def inputs(self) -> dict[str, Any]:
         """As of any decoder, with ``position_ids`` [3, B, S]."""
