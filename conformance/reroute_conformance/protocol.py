@@ -53,6 +53,7 @@ class Target(Protocol):
         name: shown in the report.
         profiles: the part of :data:`PROFILES` it claims; a check of another profile is not run.
         families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
+        device: where it computes, in its own words, for the report; may be missing.
     """
 
     name: str

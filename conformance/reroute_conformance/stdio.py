@@ -45,6 +45,7 @@ class CommandTarget:
     Attributes:
         name: as the command calls itself.
         profiles: what it claims.
+        device: where it says that it computes.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -78,6 +79,7 @@ class CommandTarget:
                 "profiles", "name hf", "a command cannot run transformers models: leave it out"
             )
         self.profiles = frozenset(said["profiles"])
+        self.device = ", ".join(said.get("devices", ()))
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

@@ -26,6 +26,7 @@ class ReferenceTarget:
     name = "reference"
     profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "hf"})
     families = frozenset(FAMILIES[:1])
+    device = "cpu"
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
