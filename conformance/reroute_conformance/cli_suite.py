@@ -69,7 +69,9 @@ def smoke(
     timeout: Annotated[float, typer.Option(help="Seconds that a command of --cmd may take for a case.")] = 60.0,
 ) -> None:
     """A few cases of every check, in seconds: first of the reference, then of the target. No verdict."""
-    from .cli import _print_failures, _prepare
+    from .cli import _console, _prepare
+    from .report import check_record
+    from .report_text import print_failures
     from .runner import run_suite
     from .targets import TargetName
 
@@ -79,7 +81,7 @@ def smoke(
             report = run_suite(implementation, examples=_SMOKE_EXAMPLES, fixed=_SMOKE_EXAMPLES)
         cases = sum(result.examples for result in report.results)
         if report.failures:
-            _print_failures(report)
+            print_failures(_console(), [check_record(result) for result in report.results])
             typer.echo(f"{report.target}: {len(report.failures)} of {len(report.results)} checks fail")
             broken = named == TargetName("reference")
             typer.echo("The suite does not work here." if broken else "Run vlm-reroute conform for the whole of it.")

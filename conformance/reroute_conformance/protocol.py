@@ -57,6 +57,7 @@ class Target(Protocol):
         profiles: the part of :data:`PROFILES` it claims; a check of another profile is not run.
         families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
         dtypes: the part of :data:`DTYPES` it claims with profile ``low-precision``; may be missing.
+        device: where it computes, in its own words, for the report; may be missing.
     """
 
     name: str

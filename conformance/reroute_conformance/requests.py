@@ -322,6 +322,7 @@ def judge_ambiguity(
         threshold.update({ordinal: lowest for ordinal in span if ordinal in score})
     ambiguous = {v for v in score if abs(score[v] - threshold[v]) <= tau * threshold[v]}
     verdict.decisions += 1
+    verdict.margins.append(record.margin)
     near = ((score[u], score[v]) for u in ambiguous & right for v in ambiguous - right)
     verdict.ambiguous += any(a != b for a, b in near)  # exact ties do not count
 

@@ -63,6 +63,8 @@ class CommandTarget:
     Attributes:
         name: as the command calls itself.
         profiles, dtypes: what it claims; of a dtype that it does not name it is asked nothing.
+        profiles: what it claims.
+        device: where it says that it computes.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -96,6 +98,7 @@ class CommandTarget:
                 raise self._refused("profiles", f"name {profile}", f"{reason}: leave it out")
         self.profiles = frozenset(said["profiles"])
         self.dtypes = frozenset(said["dtypes"])
+        self.device = ", ".join(said.get("devices", ()))
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

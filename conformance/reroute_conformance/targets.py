@@ -28,6 +28,7 @@ class ReferenceTarget:
     name = "reference"
     profiles = frozenset(PROFILES)
     families = frozenset(FAMILIES[:1])
+    device = "cpu"
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

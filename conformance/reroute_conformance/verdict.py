@@ -33,6 +33,8 @@ class Verdict:
 
     ``differing`` are decisions of low precision that differ from the oracle's in rows that are not ambiguous: reported,
     never a violation (RR-NUM-002). ``skipped`` is why the target did not take the case.
+    ``margins`` are those of the decisions that were compared with the oracle's, as the target's records have them; None where
+    there is none. ``skipped`` is why the target did not take the case.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Verdict:
     decisions: int = 0
     ambiguous: int = 0
     differing: int = 0
+    margins: list[float | None] = field(default_factory=list)
     skipped: str = ""
 
     def require(
@@ -77,3 +80,4 @@ class Verdict:
         self.decisions += other.decisions
         self.ambiguous += other.ambiguous
         self.differing += other.differing
+        self.margins += other.margins

@@ -25,6 +25,7 @@ class TorchTarget:
 
     name = "optimized-torch"
     profiles = frozenset({"core", "stagewise", "batch", "cache", "gqa", "low-precision", "hf"})
+    device = "cpu"  # where the suite's models are
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.

@@ -18,7 +18,8 @@ from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, 
 from reroute_conformance.checks import checks
 from reroute_conformance.low_cases import LowCase
 from reroute_conformance.messages import Reply, line_of, validator
-from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite, to_records
+from reroute_conformance.report import Circumstances, to_records
+from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite
 from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
@@ -263,7 +264,7 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
     for result in report.results:
         assert result.missing() == list(result.check.rules)
         assert (result.examples, result.skipped > 0, sum(result.exercised.values())) == (0, True, 0)
-    line = next(line for line in to_records(report, {}) if line["record"] == "check")
+    line = next(line for line in to_records(report, Circumstances({})) if line["record"] == "check")
     assert line["skipped"] == {"cases": 2, "reason": "not \\x1b[31m today"}
     assert judged("select", SELECT, target).skipped == "not \\x1b[31m today"
 

@@ -20,6 +20,7 @@ from reroute_conformance.mrope_cases import MropeCase
 from reroute_conformance.mutants import MUTANTS, mutant
 from reroute_conformance.preset_cases import PresetCase
 from reroute_conformance.protocol import PROFILES
+from reroute_conformance.report import Circumstances, to_records
 from reroute_conformance.requests import judge_ambiguity
 from reroute_conformance.runner import (
     CONFORMS,
@@ -30,7 +31,6 @@ from reroute_conformance.runner import (
     run_check,
     run_suite,
     save_failures,
-    to_records,
 )
 from reroute_conformance.targets import load_target, reference
 from reroute_conformance.tolerance import Measured, close, describe, same
@@ -186,7 +186,7 @@ def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
 
 def test_the_report_is_json_lines_with_header_checks_and_footer():
     report = run_suite(reference(), ["core"], examples=3)
-    records = [json.loads(json.dumps(record)) for record in to_records(report, {"torch": "x"})]
+    records = [json.loads(json.dumps(record)) for record in to_records(report, Circumstances({"torch": "x"}))]
     assert [records[0]["record"], records[-1]["record"]] == ["header", "footer"]
     assert {record["name"] for record in records[1:-1]} == {
         check.name for check in CHECKS.values() if check.profile == "core"
