@@ -20,8 +20,9 @@ from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError, SkippedError, UnansweredError
-from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
+from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, load_case
 from .checks import Check, checks
+from .models import forget_target_models
 from .protocol import PROFILES, Target, families_of
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
