@@ -302,7 +302,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
         by_kind = {"select": SelectCase, "config": ConfigCase}
-        fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
+        usual = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
+        fits = check.takes or usual
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:

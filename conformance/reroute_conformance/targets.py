@@ -25,7 +25,7 @@ class ReferenceTarget:
 
     name = "reference"
     profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "session", "prefix", "shards", "hf"})
-    families = frozenset(FAMILIES[:1])
+    families = frozenset(FAMILIES)
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

@@ -28,6 +28,7 @@ class Check:
         judge: compares a target with the specification on one case.
         also: further profiles without which it is not run.
         family: of profile ``hf``, the model family that it runs; it is run where the target claims that one.
+        takes: the class of its cases, where kind and profile do not say it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Check:
     judge: Callable[[Any, Target], Verdict]
     also: frozenset[str] = frozenset()
     family: str = ""
+    takes: type[Case] | None = None
 
     def claimed(self, profiles: Iterable[str], families: Iterable[str]) -> bool:
         """Whether it is run of a target with these profiles and families."""
