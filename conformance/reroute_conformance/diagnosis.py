@@ -5,6 +5,7 @@ misreading of the text, the rule that was misread is named. Only wrong values ge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from reroute_reference import CanonicalDecoder, forced_logits, run
 from reroute_reference.inputs import Prompt, read_prompts
-from reroute_reference.model import as_decoder
+from reroute_reference.model import RoutedOutput, as_decoder
 from reroute_reference.routing import renumbered, score
-from reroute_spec import Stage
+from reroute_spec import RerouteError, Stage
 from torch import Tensor
 
+from .misreadings import Misreading, misreadings_of
 from .tolerance import LOW_PRECISION, Measured, close
 
 if TYPE_CHECKING:
@@ -208,6 +210,42 @@ def _previous_misread(own: _Given, before: _Given) -> tuple[_Misreading, ...]:
         (rule, "of the deciding block on the input of the one before", lambda _: {"layer": own["layer"]}),
         (rule, "over rows that the block before did not run", lambda _: {"alive": everyone}),
     )
+
+
+def misread_runs(judge: RequestJudge) -> list[tuple[Misreading, RoutedOutput]]:
+    """The oracle's run of a case under every misreading that its model allows; none of a later turn."""
+    model, runs = judge.models[1], []
+    replay = [[record.selected for record in trace.decisions] for trace in judge.outputs[1].traces]
+    for reading in [] if any(judge.earlier) else misreadings_of(as_decoder(model, None)):
+        with ExitStack() as stack, suppress(RerouteError):  # of values that are no numbers any more
+            reading.put(stack)
+            output = run(model, judge.case.inputs(), judge.case.routing(), decisions=replay)
+            runs.append((reading, output))
+    return runs
+
+
+def family_rule(
+    judge: RequestJudge, x: Measured, of: Callable[[RoutedOutput], Tensor]
+) -> tuple[str, str] | None:
+    """The rule about a model family that was misread, where a wrong quantity is just that; ``of`` takes it from a run."""
+    for reading, output in judge.misread:
+        values = of(output).double()
+        if values.shape == x.actual.shape == x.oracle.shape and bool(values.isfinite().all()):
+            noise = x.plain.double() - x.oracle
+            if close(Measured(x.actual, values + noise, values)):
+                return reading.rule, f"these are the values {reading.words}; "
+    return None
+
+
+def key_rule(keys: Measured) -> tuple[str, str] | None:
+    """The rule that wrong keys of a block broke, where they are the right ones in another order."""
+    if keys.actual.shape != keys.oracle.shape:
+        return None
+    actual, oracle = (x.double().transpose(0, 1).flatten(1) for x in (keys.actual, keys.oracle))
+    order = torch.cdist(oracle, actual).argmin(dim=1)
+    if len(set(order.tolist())) == len(order) and close(replace(keys, actual=keys.actual[:, order])):
+        return "RR-BLOCK-003", "these are the keys of the active rows in another order; "
+    return None
 
 
 def decode_rule(judge: RequestJudge, tokens: Tensor, logits: Measured) -> tuple[str, str]:

@@ -27,7 +27,7 @@ class ReferenceTarget:
 
     name = "reference"
     profiles = frozenset(PROFILES)
-    families = frozenset(FAMILIES[:1])
+    families = frozenset(FAMILIES)
     device = "cpu"
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:

@@ -76,20 +76,18 @@ def first_stage(
     _check_tower(decoder, tower)
     check_inputs(decoder, inputs)
     if inputs.get("input_ids") is None or inputs.get("pixel_values") is None:
-        raise RerouteError("inputs[pixel_values]", "or input_ids are missing", "give a prompt with an image")
+        raise RerouteError("pixel_values", "or input_ids are missing", "give a prompt with an image")
     for name in ("labels", "position_ids"):
         if inputs.get(name) is not None:
             problem = "would be those of the prompt before rows are taken out of it"
-            raise RerouteError(
-                f"inputs[{name}]", problem, "leave out, and give them to run() with what is left"
-            )
+            raise RerouteError(name, problem, "leave out, and give them to run() with what is left")
     inputs = without_padding(decoder, inputs)
     features_of(decoder, inputs)
     placeholders = placeholder_mask(decoder.model, inputs["input_ids"])
     real = inputs.get("attention_mask")
     if real is not None and bool((placeholders & (real == 0)).any()):
         problem = "hides rows of an image, of which pillars are taken by region"
-        raise RerouteError("inputs[attention_mask]", problem, "show whole images")
+        raise RerouteError("attention_mask", problem, "show whole images")
     batch = merged(decoder, inputs)
     pixels = inputs["pixel_values"]
     if pillars is not None and len(pillars) != len(pixels):

@@ -44,7 +44,7 @@ def test_conform_prints_a_table_and_ends_in_the_verdict(vlm_reroute, tmp_path):
 
 
 def test_a_failing_target_gets_rule_ordinal_and_a_replay_line_that_works(vlm_reroute, tmp_path):
-    target = "mutant:deferred-rows-through-the-mlp"
+    target = "mutant:deferred-rows-run-through-the-mlp"
     code, out, _ = vlm_reroute(
         "conform", "--target", target, "--profiles", "stagewise", "--report", str(tmp_path)
     )

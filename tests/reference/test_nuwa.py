@@ -185,7 +185,7 @@ def test_what_would_be_dropped_or_misread_is_refused(llava):
     for name, value in (("attention_mask", hiding), ("labels", ids), ("position_ids", ids)):
         with pytest.raises(RerouteError) as error:
             nuwa.first_stage(llava, {**batch, name: value}, "64")
-        assert error.value.field == f"inputs[{name}]"
+        assert error.value.field == name
 
 
 def test_arguments_of_another_type(llava):
