@@ -6,7 +6,7 @@ decision never hides or blames what follows it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import isnan
 from typing import Any
@@ -28,12 +28,19 @@ _NO_DECISION = {"margin": None, "margin_of_scores": None, "would_select": None, 
 
 
 def judge(case: RoutedCase, target: Target) -> Verdict:
-    """Run a case and compare. A violation of a padded or batched request is blamed on padding or batch if the request
-    alone is right.
-    """
+    """Run a case and compare with the reference."""
     if case.poison is not None:
         return _judge_poison(case, target)
-    verdict = _judge(case, target)
+    return judge_batch(case, target, _judge)
+
+
+def judge_batch(
+    case: RoutedCase, target: Target, judge_requests: Callable[[Any, Target], Verdict]
+) -> Verdict:
+    """Run a case and compare by ``judge_requests``. A violation of a padded or batched request is blamed on padding or
+    batch if the request alone is right.
+    """
+    verdict = judge_requests(case, target)
     first = next(iter(verdict.violations), None)
     for rule, applies, padded in (
         ("RR-EQV-004", len(case.rows) > 1, True),
@@ -45,7 +52,7 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
         row = case.alone(first.request)
         if not (len(case.rows) > 1 if padded else row.pad_left or row.pad_right):
             continue
-        alone = _judge(case.only(first.request, padded=padded), target)
+        alone = judge_requests(case.only(first.request, padded=padded), target)
         without = "" if padded else " and unpadded"
         detail = f"{first.detail} [{first.rule}]; the same request alone{without} is right"
         if not verdict.require(
@@ -68,7 +75,7 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
     prompts, plans = read_case(case)
     answers = read_answers(observed, plans, decoded=continuation is not None)
     if not all(
-        _check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
+        check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
         for b, answer in enumerate(answers)
     ):
         return verdict
@@ -99,7 +106,7 @@ def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
     return verdict
 
 
-def _check_trace(
+def check_trace(
     b: int, case: RoutedCase, request: Plan, visual: Sequence[bool], trace: RoutingTrace, verdict: Verdict
 ) -> bool:
     """Whether rows, pools and budgets are the plan's: only then can the target's decisions be replayed."""

@@ -31,7 +31,8 @@ class RequestJudge:
         case: what was run.
         answer: the target's, its form checked.
         request: its plan.
-        models, outputs: of the reference in the same dtype and in float64, decisions replayed.
+        models, outputs: of the reference in the same dtype and in float64, decisions replayed. What is compared is
+            what :meth:`computed` makes of them.
         verdict: filled.
     """
 
@@ -40,7 +41,7 @@ class RequestJudge:
     answer: Answer
     request: Plan
     models: tuple[Any, Any]
-    outputs: tuple[RoutedOutput, RoutedOutput]
+    outputs: Sequence[RoutedOutput]
     verdict: Verdict
 
     @property
@@ -50,7 +51,7 @@ class RequestJudge:
 
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
-        records = [output.traces[self.b].decisions for output in self.outputs]
+        records = self.records()
         tau = score_tau(records[0], records[1], torch.float32)
         before: Sequence[int] = range(self.request.num_visual)
         for stage in self.request.stages:
@@ -58,14 +59,42 @@ class RequestJudge:
                 plain, exact = (decisions[stage.index - 1] for decisions in records)
                 self.judge_decision(stage, plain, exact, before, tau)
                 before = self.answer.record(stage.index).selected
+                if not self.follows(exact, before):
+                    return
             self.judge_blocks(stage)
         self.judge_logits()
         if tokens is not None and self.answer.decode_logits is not None:
-            decoded = (
-                forced_logits(model, output.cache[self.b], tokens)
+            self.judge_decode(tokens, self.answer.decode_logits)
+
+    def records(self) -> Sequence[Sequence[DecisionRecord]]:
+        """The decisions of the run in the same dtype and of the oracle's."""
+        return [output.traces[self.b].decisions for output in self.outputs]
+
+    def follows(self, exact: DecisionRecord, selected: Sequence[int]) -> bool:
+        """Whether what is expected from here on is expected under this selection; the reference replayed it."""
+        return True
+
+    def computed(self, quantity: str, layer: int = 0) -> Sequence[Tensor] | None:
+        """A quantity in the same dtype and in float64; None where nothing is known of it.
+
+        Args:
+            quantity: ``residuals``, ``keys``, ``values``, ``logits`` or ``decode_logits``.
+            layer: of the first three.
+        """
+        if quantity == "residuals":
+            return [output.residuals[self.b][layer] for output in self.outputs]
+        if quantity == "logits":
+            rows = [output.logits[self.b] for output in self.outputs]
+            return [x[~x.isnan().all(-1)] for x in rows]
+        if quantity == "decode_logits":
+            tokens = self.case.continuation()
+            assert tokens is not None
+            return [
+                forced_logits(model, output.cache[self.b], tokens[self.b])
                 for model, output in zip(self.models, self.outputs, strict=True)
-            )
-            self.judge_decode(tokens, Measured(self.answer.decode_logits, *decoded))
+            ]
+        cached = [output.cache[self.b].keys_values(layer) for output in self.outputs]
+        return [entry[quantity == "values"] for entry in cached]
 
     def judge_decision(
         self, stage: Stage, plain: DecisionRecord, exact: DecisionRecord, before: Sequence[int], tau: float
@@ -138,9 +167,9 @@ class RequestJudge:
             self.judge_cache(stage, layer, where)
         if stage.index > 0 and not self.deleting:
             self.judge_bypass(where, self.answer.record(stage.index), end)
-        residual = self.measured(
-            self.answer.residuals[end], [output.residuals[self.b][end] for output in self.outputs]
-        )
+        if (expected := self.computed("residuals", end)) is None:
+            return
+        residual = self.measured(self.answer.residuals[end], expected)
         where = f"{where}, residual stream after it"
         if self.deleting and stage.index > 0:
             alive = self.request.num_rows - self.request.num_visual + stage.kept
@@ -166,9 +195,11 @@ class RequestJudge:
         detail = f"it holds {held} rows, the block ran {ran}"
         if not self.require("RR-KV-001", f"cache of block {layer}", detail, cached_rows=held, rows_run=ran):
             return
-        cached = [output.cache[self.b].keys_values(layer) for output in self.outputs]
-        keys = self.measured(self.answer.keys[layer], [entry[0] for entry in cached])
-        values = self.measured(self.answer.values[layer], [entry[1] for entry in cached])
+        expected = self.computed("keys", layer), self.computed("values", layer)
+        if expected[0] is None or expected[1] is None:
+            return
+        keys = self.measured(self.answer.keys[layer], expected[0])
+        values = self.measured(self.answer.values[layer], expected[1])
         if layer == stage.first:
             rule = "RR-BLOCK-005" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-002"
             self.require(
@@ -206,8 +237,9 @@ class RequestJudge:
 
     def judge_logits(self) -> None:
         """Logits of all rows, or of the survivors."""
-        computed = [output.logits[self.b] for output in self.outputs]
-        logits = self.measured(self.answer.logits, [x[~x.isnan().all(-1)] for x in computed])
+        if (expected := self.computed("logits")) is None:
+            return
+        logits = self.measured(self.answer.logits, expected)
         where, rows = "logits [row, vocabulary]", self.request.num_rows
         unrouted = all(stage.kept == self.request.num_visual for stage in self.request.stages)
         if self.case.network_rules and logits.actual.shape == logits.oracle.shape:
@@ -232,8 +264,11 @@ class RequestJudge:
                 kv_rows=kv_rows,
             )
 
-    def judge_decode(self, tokens: Tensor, logits: Measured) -> None:
+    def judge_decode(self, tokens: Tensor, decoded: Tensor) -> None:
         """Logits after every token that was fed."""
+        if (expected := self.computed("decode_logits")) is None:
+            return
+        logits = self.measured(decoded, expected)
         self.verdict.exercised["RR-KV-004"] += 1
         rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
