@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_EXACT = frozenset(
-    # moves, comparisons, and what IEEE 754 rounds correctly
-    """_local_scalar_dense _to_copy _unsafe_view abs add alias amax any arange bitwise_and bitwise_not bitwise_or cat
-    clamp clone copy_ cummax detach div eq expand fill_ full ge gt index index_put_ isfinite isnan le lift_fresh
-    logical_and logical_not lt masked_fill max mul ne neg new_full nonzero ones permute promote_types select slice split
-    stack sub t transpose tril unbind unsqueeze view zeros""".split()
-)
+# moves, comparisons, and what IEEE 754 rounds correctly
+_EXACT = {
+    "_local_scalar_dense", "_to_copy", "_unsafe_view", "abs", "add", "alias", "amax", "any",
+    "arange", "bitwise_and", "bitwise_not", "bitwise_or", "cat", "clamp", "clone", "copy_",
+    "cummax", "detach", "div", "eq", "expand", "fill_", "full", "ge", "gt", "index", "index_put_",
+    "isfinite", "isnan", "le", "lift_fresh", "logical_and", "logical_not", "lt", "masked_fill",
+    "max", "mul", "ne", "neg", "new_full", "nonzero", "ones", "permute", "promote_types", "select",
+    "slice", "split", "stack", "sub", "t", "transpose", "tril", "unbind", "unsqueeze", "view",
+    "zeros",
+}  # fmt: skip
 _PRECISE = Context(prec=40)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _HALF_PI = (1.57079632673412561417, 6.07710050630396597660e-11, 2.02226624879595063154e-21)
@@ -120,7 +123,7 @@ _IN_ORDER: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class FixedOrder(TorchDispatchMode):
+class FixedOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, operations on CPU tensors give the same bits on every machine, or raise."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
