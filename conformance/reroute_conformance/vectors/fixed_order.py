@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # moves, comparisons, and what IEEE 754 rounds correctly
 _EXACT = {
-    "_local_scalar_dense", "_to_copy", "_unsafe_view", "abs", "add", "alias", "amax", "any",
+    "_local_scalar_dense", "_to_copy", "_unsafe_view", "abs", "add", "alias", "all", "amax", "any",
     "arange", "bitwise_and", "bitwise_not", "bitwise_or", "cat", "clamp", "clone", "copy_",
     "cummax", "detach", "div", "eq", "expand", "fill_", "full", "ge", "gt", "index", "index_put_",
     "isfinite", "isnan", "le", "lift_fresh", "logical_and", "logical_not", "lt", "masked_fill",
@@ -125,6 +125,9 @@ _IN_ORDER: dict[str, Callable[..., Tensor]] = {
 
 class FixedOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, operations on CPU tensors give the same bits on every machine, or raise."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func).removeprefix("aten.")
