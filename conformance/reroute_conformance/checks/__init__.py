@@ -7,6 +7,7 @@ from functools import cache
 from .check import Check
 from .core import core_checks
 from .sessions import session_checks
+from .vectors import vector_checks
 
 __all__ = ["Check", "checks"]
 
@@ -14,4 +15,4 @@ __all__ = ["Check", "checks"]
 @cache
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
-    return (*core_checks(), *session_checks())
+    return (*core_checks(), *session_checks(), *vector_checks())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,11 @@ def read_vector(folder: Path) -> Vector:
         if problem is not None:
             raise ValueError(f"{problem.json_path}: {problem.message[:200]}")
         path = folder / TENSOR_FILE
-        tensors = load(path.read_bytes()) if path.exists() else {}
+        content = path.read_bytes() if path.exists() else b""
+        due = data.get("suite", {}).get("tensors")
+        if due is not None and sha256(content).hexdigest() != due:
+            raise ValueError(f"{TENSOR_FILE} was changed: its digest is not the one in {CASE_FILE}")
+        tensors = load(content) if content else {}
         files = {found[1] for name in _texts(data) if (found := _SHARED_FILE.match(name))}
         vector = Vector(data, tensors, {name: _shared(folder.parents[1] / name) for name in files})
         for name in vector.named():
@@ -113,7 +118,7 @@ def write_vector(vector: Vector, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CASE_FILE).write_text(as_text(vector.data), "utf-8")
     if vector.tensors:
-        write_tensors(vector.tensors, folder / TENSOR_FILE)
+        (folder / TENSOR_FILE).write_bytes(tensor_bytes(vector.tensors))
     else:
         (folder / TENSOR_FILE).unlink(missing_ok=True)
 
@@ -121,7 +126,13 @@ def write_vector(vector: Vector, folder: Path) -> None:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save({name: tensors[name].contiguous() for name in sorted(tensors)}))
+    path.write_bytes(tensor_bytes(tensors))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file."""
+    content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)})
+    return content
 
 
 def as_text(data: Any) -> str:

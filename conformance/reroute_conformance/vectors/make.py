@@ -19,11 +19,14 @@ from .files import Vector
 from .fixed_order import FixedOrder
 
 
-def with_expected(vector: Vector) -> Vector:
-    """A vector whose inputs are there, with what the reference makes of them. Its bits are the same on every machine.
+def with_expected(
+    vector: Vector, *, caches: bool = True, mode: AbstractContextManager[Any] | None = None
+) -> Vector:
+    """A vector whose inputs are there, with what the reference makes of them: in the fixed order of sums whose bits are
+    the same on every machine, or in another ``mode``.
 
     Decisions are the float64 oracle's; the plain run replays them, so that both tensors of a quantity are of the same
-    rows.
+    rows. Keys and values are left out unless ``caches``.
     """
     inputs = vector.data["inputs"]
     try:
@@ -34,7 +37,7 @@ def with_expected(vector: Vector) -> Vector:
             visual = inputs.get("visual", [False])
             rows = plan(schedule, inputs["num_layers"], visual, inputs.get("images", [])).kv_rows
             return _expecting(vector, exact={"kv_rows": [list(rows)]})
-        plain, oracle = routed(vector, FixedOrder())
+        plain, oracle = routed(vector, FixedOrder() if mode is None else mode)
     except RerouteError as error:
         routed_kind = vector.data["kind"] in (
             "route",
@@ -44,11 +47,15 @@ def with_expected(vector: Vector) -> Vector:
             vector, error={"field": error.field.partition("[")[0] if routed_kind else error.field}
         )
     exact: dict[str, Any] = {"traces": [exact_trace(trace) for trace in oracle[0].traces]}
-    return _expecting(vector, exact=exact, close=dict(_quantities(plain, oracle)))
+    return _expecting(vector, exact=exact, close=dict(_quantities(plain, oracle, caches)))
 
 
 def routed(
-    vector: Vector, mode: AbstractContextManager[Any], decisions: Sequence[Any] | None = None
+    vector: Vector,
+    mode: AbstractContextManager[Any],
+    decisions: Sequence[Any] | None = None,
+    *,
+    decoded: bool = True,
 ) -> tuple[tuple[RoutedOutput, list[Tensor]], tuple[RoutedOutput, list[Tensor]]]:
     """The reference in float32 and in float64 on a vector's inputs, with the logits of every request's continuation.
 
@@ -56,6 +63,7 @@ def routed(
         vector: of kind ``route`` or ``trace``.
         mode: to run it in.
         decisions: to replay, where the vector gives none.
+        decoded: whether to feed the continuations.
     """
     inputs, weights = vector.data["inputs"], vector.weights()
     config, schedule = (
@@ -64,7 +72,7 @@ def routed(
     )
     given = [request.get("decisions") for request in inputs["requests"]]
     replay = decisions if given[0] is None else given
-    tokens, outputs = continuation_of(vector), []
+    tokens, outputs = continuation_of(vector) if decoded else None, []
     batch = batch_of(vector)
     with mode:
         for dtype in (torch.float64, torch.float32):
@@ -73,8 +81,7 @@ def routed(
             replay = [[record.selected for record in trace.decisions] for trace in output.traces]
             # the caches grow: of the prefill are their first rows
             pairs = [] if tokens is None else list(zip(output.cache, tokens, strict=True))
-            decoded = [forced_logits(decoder, cache, fed) for cache, fed in pairs]
-            outputs.append((output, decoded))
+            outputs.append((output, [forced_logits(decoder, cache, fed) for cache, fed in pairs]))
     return outputs[1], outputs[0]
 
 
@@ -119,20 +126,22 @@ def _expecting(
 
 
 def _quantities(
-    plain: tuple[RoutedOutput, list[Tensor]], oracle: tuple[RoutedOutput, list[Tensor]]
+    plain: tuple[RoutedOutput, list[Tensor]], oracle: tuple[RoutedOutput, list[Tensor]], caches: bool
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Everything that a target returns, by name, from both runs."""
     for b in range(len(plain[0].traces)):
-        both = [dict(_of_request(output, decoded, b)) for output, decoded in (plain, oracle)]
+        both = [dict(_of_request(output, decoded, b, caches)) for output, decoded in (plain, oracle)]
         for quantity in both[0]:
             yield f"requests.{b}.{quantity}", (both[0][quantity], both[1][quantity])
 
 
-def _of_request(output: RoutedOutput, decoded: list[Tensor], b: int) -> Iterator[tuple[str, Tensor]]:
+def _of_request(
+    output: RoutedOutput, decoded: list[Tensor], b: int, caches: bool
+) -> Iterator[tuple[str, Tensor]]:
     yield from scores(output, b)
     for layer, residual in output.residuals[b].items():
         yield f"residuals.{layer}", residual
-    for layer, rows in enumerate(output.traces[b].kv_rows):
+    for layer, rows in enumerate(output.traces[b].kv_rows if caches else ()):
         for name, cached in zip(("keys", "values"), output.cache[b].keys_values(layer), strict=True):
             yield f"{name}.{layer}", cached[:, :rows]
     logits = output.logits[b]

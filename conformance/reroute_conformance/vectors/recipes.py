@@ -51,7 +51,7 @@ class Recipe:
         """The vector, expected results and all."""
         kind = "trace" if self.requests[0].decisions is None else "route"
         made = [self._request(b) for b in range(len(self.requests))]
-        data = {
+        data: dict[str, Any] = {
             "id": self.id,
             "kind": kind,
             "rules": self.rules.split(),
@@ -65,7 +65,8 @@ class Recipe:
             },
         }
         tensors = {name: tensor for _, tensors in made for name, tensor in tensors.items()}
-        return with_expected(Vector(data, tensors, shared_weights()))
+        caches = bool({"RR-BLOCK-002", "RR-BLOCK-005", "RR-BLOCK-012"} & set(data["rules"]))  # what keys tell
+        return with_expected(Vector(data, tensors, shared_weights()), caches=caches)
 
     def _request(self, b: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         asked, key = self.requests[b], f"requests.{b}"
@@ -227,7 +228,12 @@ _BATCH = (
 )
 
 _CACHE = (
-    Recipe("decode", "RR-KV-002 RR-KV-004", _reroute((1, 2), (3, 3)), (Asked(_IMAGE, tokens=(7, 0, 7, 12)),)),
+    Recipe(
+        "decode",
+        "RR-KV-002 RR-KV-004 RR-BLOCK-002",
+        _reroute((1, 2), (3, 3)),
+        (Asked(_IMAGE, tokens=(7, 0, 7, 12)),),
+    ),
     Recipe(
         "decode-delete",
         "RR-KV-002 RR-KV-004",
