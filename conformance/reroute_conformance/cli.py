@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import shlex
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from . import cli_cost, cli_rules
+from . import cli_cost, cli_rules, cli_vectors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +37,7 @@ app = typer.Typer(
 
 app.add_typer(cli_cost.app)
 app.add_typer(cli_rules.app)
+app.add_typer(cli_vectors.app, name="vectors")
 
 _Target = Annotated[
     str | None,
@@ -91,12 +91,16 @@ def conform(
 
 @app.command()
 def replay(
-    case: Annotated[Path, typer.Argument(help="A case that conform saved.")],
+    case: Annotated[
+        Path, typer.Argument(help="A case that conform saved, or a vector: its folder or case.json.")
+    ],
     target: _Target = None,
     cmd: _Command = None,
     timeout: _Timeout = _DEFAULT_TIMEOUT,
 ) -> None:
-    """Judge a saved case again."""
+    """Judge a saved case, or a vector, again."""
+    from reroute_spec.rules import rules
+
     from .runner import EXIT_CODES, INCOMPLETE, replay_case
 
     _prepare()
@@ -108,6 +112,7 @@ def replay(
         raise typer.Exit(EXIT_CODES[INCOMPLETE])
     for violation in verdict.violations:
         typer.echo(f"{_title(violation.rule)}\n  {violation.where}: {violation.detail}")
+        typer.echo(f"  check: {rules()[violation.rule].check}")
     typer.echo(f"{case}: {'FAILS' if verdict.violations else 'passes'}")
     raise typer.Exit(1 if verdict.violations else 0)
 
@@ -162,15 +167,17 @@ def _clear_report(folder: Path) -> None:
     """A folder that can be written and holds nothing of an earlier run: that would outlive a crash of this one."""
     from reroute_spec import RerouteError
 
-    from .checks import checks
     from .report import FILES
+    from .saved import is_saved
 
-    ours = re.compile(rf"({'|'.join(check.name for check in checks())})-[0-9a-f]{{12}}\.json")
-    saved = [path for path in (folder / "cases").glob("*.json") if ours.fullmatch(path.name)]
+    saved = [path for path in (folder / "cases").glob("*") if is_saved(path)]
+    old = [*(folder / name for name in FILES), *(file for path in saved for file in path.iterdir())]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in [*(folder / name for name in FILES), *saved]:
+        for path in old:
             path.unlink(missing_ok=True)
+        for path in saved:
+            path.rmdir()
         (folder / FILES[0]).touch()
     except OSError as error:
         raise RerouteError(
