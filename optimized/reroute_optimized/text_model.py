@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from reroute_reference.families import Family, features_per_image
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from . import checks
-from .cache import RoutedCache, RoutingState, adopt, check_cache
-from .decoder import Decoder
-from .engine import Probe, prefill
+from .blocks import Past
+from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
+from .decoder import Decoder, counted
+from .deepstack import DeepStack
+from .engine import Probe, Rows, Turn
 from .later import decode
-from .layout import Layout, build_layout, read_masks
+from .layout import Flags, build_layout, flags, read_masks
 from .records import Prefill
+from .state import first_state, later_state
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a forward was given beside its cache (B requests in S columns).
+
+    Attributes:
+        embeddings: [B, S, d].
+        attention_mask: as given.
+        positions: [B or 1, S] or [3, B or 1, S], or None.
+        visual_mask: [B, S] bool, or None.
+        images: per request the rows of its images and videos, or None.
+        features: mask [B, S] and, per block boundary, what is added to its rows there; or None.
+        keep_hidden_states: whether the stream of every block is wanted.
+    """
+
+    embeddings: Tensor
+    attention_mask: Tensor | None
+    positions: Tensor | None
+    visual_mask: Tensor | None
+    images: Sequence[Sequence[int]] | None
+    features: tuple[Tensor, Sequence[Tensor]] | None
+    keep_hidden_states: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and S."""
+        return self.embeddings.shape[0], self.embeddings.shape[1]
 
 
 class Router:
@@ -26,7 +58,7 @@ class Router:
     Attributes:
         decoder: the text decoder.
         schedule: what is decided.
-        last: the last prefill that finished, or None.
+        last: the last prefill, or later turn with visual rows, that finished; or None.
         probe: for a conformance run; None otherwise.
         generating: whether the forward is a step of ``generate``, which reads the last column.
     """
@@ -73,32 +105,63 @@ class Router:
         inputs_embeds: Tensor | None,
         use_cache: bool | None,
         visual_mask: Tensor | None,
-        keywords: dict[str, Any],
+        keywords: Mapping[str, Any],
     ) -> Any:
-        """What the swapped class calls; arguments as transformers', plus ``visual_mask`` [B, S] bool."""
+        """What the swapped class calls; arguments as transformers', plus ``visual_mask`` [B, S] bool and, for
+        ``scope = image``, ``visual_images``: per request the rows of its images.
+        """
         lock = self.hold()
         try:
             checks.check_mode(self.decoder)
             checks.check_keywords(self.decoder, keywords)
-            filled = check_cache(cache, self.decoder.num_layers)
-            embeddings = self._embeddings(input_ids, inputs_embeds)
-            batch, columns = embeddings.shape[:2]
-            checks.check_position_ids(position_ids, batch, columns)
-            checks.check_visual_mask(visual_mask, batch, columns)
+            filled = check_cache(cache, self.decoder)
+            request = self._request(
+                input_ids, inputs_embeds, attention_mask, position_ids, visual_mask, keywords
+            )
             if filled:
-                final = self._later(cache, embeddings, attention_mask, position_ids, visual_mask)
+                final, hidden = self._later(cache, request)
             else:
                 wanted = cache is not None or (
                     self.decoder.config.use_cache if use_cache is None else use_cache
                 )
-                final, cache = self._prefill(
-                    cache, wanted, embeddings, attention_mask, position_ids, visual_mask
-                )
+                final, hidden, cache = self._prefill(cache, wanted, request)
         finally:
             lock.release()
-        output = BaseModelOutputWithPast(last_hidden_state=final, past_key_values=cache)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=final,
+            past_key_values=cache,
+            hidden_states=None if hidden is None else tuple(hidden),
+        )
         as_dict = keywords.get("return_dict", getattr(self.decoder.config, "return_dict", True))
         return output.to_tuple() if as_dict is False else output
+
+    def _request(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        visual_mask: Tensor | None,
+        keywords: Mapping[str, Any],
+    ) -> Request:
+        embeddings = self._embeddings(input_ids, inputs_embeds)
+        batch, columns = embeddings.shape[:2]
+        positions = checks.check_position_ids(position_ids, batch, columns, self.decoder.names.mrope)
+        checks.check_visual_mask(visual_mask, batch, columns)
+        features = None
+        if self.decoder.names.deepstack is not None:
+            mask, added = (keywords.get(name) for name in self.decoder.names.deepstack)
+            features = None if mask is None or not added else (mask, added)
+        wanted = getattr(self.decoder.config, "output_hidden_states", False)
+        return Request(
+            embeddings,
+            attention_mask,
+            positions,
+            visual_mask,
+            keywords.get("visual_images"),
+            features,
+            bool(keywords.get("output_hidden_states", wanted)),
+        )
 
     def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -115,39 +178,73 @@ class Router:
             raise RerouteError(name, problem, "give ids [B, S] or embeddings [B, S, d], none of them empty")
         return embeddings
 
-    def _later(
-        self,
-        cache: RoutedCache,
-        embeddings: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        visual_mask: Tensor | None,
-    ) -> Tensor:
+    def _later(self, cache: RoutedCache, request: Request) -> tuple[Tensor, list[Tensor] | None]:
+        """A turn on top of a filled cache, which is left as it was if a block raises."""
         state = cache.routing
         assert state is not None  # check_cache saw it filled
-        batch, columns = embeddings.shape[:2]
-        checks.check_later_turn(state.num_rows, batch, columns, attention_mask, visual_mask)
-        return decode(self.decoder, cache, state, embeddings, position_ids)
+        shape = request.shape
+        checks.check_later_turn(state, *shape, request.attention_mask)
+        visual, featured = None, None
+        if shape[1] > 1:  # a single row is never routable
+            mask = None if request.features is None else request.features[0]
+            visual, featured = read_masks(shape, request.visual_mask, mask)
+        state.guard.check()
+        state.guard.seen.clear()
+        before = Snapshot.of(cache)
+        state.open = True
+        try:
+            if visual is not None and any(map(any, visual)):
+                return self._routed_turn(cache, request, visual, featured)
+            # generate may count on from the last row, which need not have the largest coordinate
+            positions = None if self.generating else request.positions
+            hidden = [request.embeddings]
+            final = decode(self.decoder, cache, state, request.embeddings, positions, hidden.append)
+        except BaseException:
+            before.restore(cache)
+            raise
+        finally:
+            state.open = False
+        if self.probe is not None:
+            self.probe.residuals = {self.decoder.num_layers: (hidden[-1], None)}
+        return final, [*hidden[:-1], final] if request.keep_hidden_states else None
+
+    def _routed_turn(
+        self, cache: RoutedCache, request: Request, visual: Flags, featured: Flags | None
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        past, state, embeddings = Past.of(cache), cache.routing, request.embeddings
+        assert state is not None
+        layout = build_layout(
+            self.schedule,
+            self.decoder.num_layers,
+            flags(request.shape, True),
+            visual,
+            self._features_per_image if request.images is None else request.images,
+            embeddings.device,
+        )
+        positions = request.positions
+        if positions is None:
+            positions = state.next_positions[:, -1:] + counted(None, request.shape[1], embeddings.device)
+        turn = self._turn(layout, request, positions, featured, cache, past)
+        final = turn.run()
+        cache.routing = later_state(self.decoder, self.schedule, state, past, turn.done, positions)
+        self.last = turn.done
+        return final, turn.hidden_states
 
     def _prefill(
-        self,
-        cache: Any,
-        wanted: bool,
-        embeddings: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        visual_mask: Tensor | None,
-    ) -> tuple[Tensor, RoutedCache | None]:
+        self, cache: Any, wanted: bool, request: Request
+    ) -> tuple[Tensor, list[Tensor] | None, RoutedCache | None]:
         """Routes a batch of prompts. The caller's cache is touched only when everything has succeeded."""
-        batch, columns = embeddings.shape[:2]
-        checks.check_attention_mask(attention_mask, batch, columns)
-        if self._has_placeholders and visual_mask is None and columns > 1:
+        shape, embeddings = request.shape, request.embeddings
+        checks.check_attention_mask(request.attention_mask, *shape)
+        if self._has_placeholders and request.visual_mask is None and shape[1] > 1:
             raise RerouteError(
                 "visual_mask",
                 "is missing where only inputs_embeds are given",
                 "give input_ids, or visual_mask [B, S] bool",
             )
-        real, visual = read_masks((batch, columns), attention_mask, visual_mask)
+        mask = None if request.features is None else request.features[0]
+        real, visual, featured = read_masks(shape, request.attention_mask, request.visual_mask, mask)
+        real, visual = real or flags(shape, True), visual or flags(shape, False)
         if self.generating and not all(row[-1] for row in real):
             raise RerouteError(
                 "attention_mask",
@@ -155,35 +252,46 @@ class Router:
                 "pad on the left: padding_side='left'",
             )
         layout = build_layout(
-            self.schedule, self.decoder.num_layers, real, visual, self._features_per_image, embeddings.device
+            self.schedule,
+            self.decoder.num_layers,
+            real,
+            visual,
+            self._features_per_image if request.images is None else request.images,
+            embeddings.device,
         )
-        positions = _positions(layout, embeddings.device) if position_ids is None else position_ids
-        rotary = self.decoder.position_embeddings(embeddings, positions)
-        filled = RoutedCache() if wanted else None
-        final, done = prefill(self.decoder, self.schedule, layout, embeddings, rotary, filled, self.probe)
+        positions = request.positions
+        if positions is None:
+            positions = counted(layout.real, layout.num_columns, embeddings.device)
+        filled = make_cache(self.decoder) if wanted else None
+        turn = self._turn(layout, request, positions, featured, filled, None)
+        final = turn.run()
         if filled is not None:
-            filled.routing = _routing_state(layout, done, positions.expand(batch, -1))
-        self.last = done
-        return final, filled if cache is None or filled is None else adopt(cache, filled)
+            filled.routing = first_state(self.decoder, self.schedule, turn.done, positions)
+        self.last = turn.done
+        return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
 
-
-def _positions(layout: Layout, device: torch.device) -> Tensor:
-    """[B or 1, S] counts of real rows; padding is never a row, whatever the unrouted model counts."""
-    if layout.real is None:
-        return torch.arange(layout.num_columns, device=device)[None]
-    return (layout.real.long().cumsum(1) - 1).clamp(min=0)
-
-
-def _routing_state(layout: Layout, done: Prefill, positions: Tensor) -> RoutingState:
-    if layout.real is not None:
-        positions = positions.masked_fill(~layout.real, -1)
-    return RoutingState(
-        columns=layout.num_columns,
-        groups=[(stage.first, stage.last, stage.pads) for stage in layout.stages],
-        num_rows=torch.tensor([plan.num_rows for plan in layout.plans], device=positions.device),
-        next_positions=positions.amax(1, keepdim=True) + 1,
-        guard=done.guard,
-    )
+    def _turn(
+        self,
+        layout: Any,
+        request: Request,
+        positions: Tensor,
+        featured: Flags | None,
+        cache: RoutedCache | None,
+        past: Past | None,
+    ) -> Turn:
+        embeddings, features = request.embeddings, None
+        if featured is not None and request.features is not None:
+            features = DeepStack.of(request.features[1], featured, embeddings)
+        rotary = self.decoder.position_embeddings(embeddings, positions)
+        return Turn(
+            self.decoder,
+            self.schedule,
+            Rows(layout, embeddings, rotary, features),
+            cache,
+            past=past,
+            probe=self.probe,
+            keep_hidden_states=request.keep_hidden_states,
+        )
 
 
 def routed_class(base: type[nn.Module], router: Router) -> type[nn.Module]:

@@ -1,0 +1,114 @@
+"""What a cache remembers after a turn: which entries are rows, how many there were, and where positions go on."""
+
+from __future__ import annotations
+
+import torch
+from reroute_spec import Schedule
+from torch import Tensor
+
+from .blocks import Past
+from .cache import Held, RoutingState
+from .decoder import Decoder, largest
+from .layout import Layout
+from .records import Prefill
+from .selection import compaction
+
+
+def first_state(
+    decoder: Decoder,
+    schedule: Schedule,
+    done: Prefill,
+    positions: Tensor,
+    hidden_columns: Tensor | None = None,
+    columns: int | None = None,
+) -> RoutingState:
+    """After a prefill.
+
+    Args:
+        decoder: whose cache it is.
+        schedule: that ran.
+        done: the prefill.
+        positions: [B or 1, S] or [3, B or 1, S].
+        hidden_columns: [B], see :class:`RoutingState`.
+        columns: that the prompt has for transformers; S unless given.
+    """
+    layout = done.layout
+    batch = len(layout.plans)
+    coordinates = largest(positions).expand(batch, -1)
+    none = torch.zeros(batch, dtype=torch.long, device=coordinates.device)
+    return RoutingState(
+        columns=layout.num_columns if columns is None else columns,
+        held=_held(decoder, layout, None, coordinates.device),
+        num_rows=_num_rows(layout, coordinates.device),
+        hidden_columns=none if hidden_columns is None else hidden_columns,
+        next_positions=_reached(schedule, layout, none[:, None], coordinates),
+        renumbered=schedule.positions == "renumber",
+        guard=done.guard,
+    )
+
+
+def later_state(
+    decoder: Decoder, schedule: Schedule, state: RoutingState, past: Past, done: Prefill, positions: Tensor
+) -> RoutingState:
+    """After a later turn with visual rows, on top of ``state``; arguments as for :func:`first_state`."""
+    layout = done.layout
+    coordinates = largest(positions).expand(len(layout.plans), -1)
+    return RoutingState(
+        columns=state.columns + layout.num_columns,
+        held=_held(decoder, layout, past, coordinates.device),
+        num_rows=state.num_rows + _num_rows(layout, coordinates.device),
+        hidden_columns=state.hidden_columns,
+        next_positions=_reached(schedule, layout, state.next_positions, coordinates),
+        renumbered=schedule.positions == "renumber",
+        guard=done.guard,
+    )
+
+
+def _num_rows(layout: Layout, device: torch.device) -> Tensor:
+    return torch.tensor([plan.num_rows for plan in layout.plans], device=device)
+
+
+def _held(decoder: Decoder, layout: Layout, past: Past | None, device: torch.device) -> list[Held]:
+    """Runs of blocks that now hold the same rows: stages, cut where the cache was cut before."""
+    held = []
+    for stage in layout.stages:
+        real = None
+        if stage.pads is not None:
+            real = torch.arange(stage.width, device=device) >= stage.pads[:, None]
+        first = stage.first
+        while first <= stage.last:
+            last = stage.last if past is None else min(stage.last, past.held[past.part(first)].last)
+            valid = real
+            attention = [layer for layer in range(first, last + 1) if decoder.attends[layer]]
+            if past is not None:
+                valid = None
+                if attention:
+                    valid = past.valid_with(attention[0], real, len(layout.plans), stage.width)
+            held.append(Held(first, last, valid))
+            first = last + 1
+    return held
+
+
+def _reached(schedule: Schedule, layout: Layout, before: Tensor, coordinates: Tensor) -> Tensor:
+    """[B, 1 + t] next positions after the turn: all of them where nothing was routed, so that rows may be cropped.
+
+    Args:
+        schedule: that ran.
+        layout: of the turn.
+        before: [B, 1 + t] next positions so far.
+        coordinates: [B, S] largest coordinate of every column.
+    """
+    if layout.real is not None:
+        coordinates = coordinates.masked_fill(~layout.real, -1)
+    if schedule.decisions and any(plan.num_visual for plan in layout.plans):
+        return torch.maximum(before[:, -1:], coordinates.amax(1, keepdim=True) + 1)
+    kept = min(plan.num_rows for plan in layout.plans)
+    if layout.real is not None:  # columns to the right, whatever the padding's side
+        active = torch.nn.functional.pad(layout.real, (0, 1))
+        width = coordinates.shape[1]
+        columns, _ = compaction(active, width, width - layout.real.sum(1))
+        coordinates = torch.nn.functional.pad(coordinates, (0, 1), value=-1).gather(1, columns)
+    reached = torch.cat([before[:, -1:], coordinates + 1], dim=1).cummax(1).values
+    if layout.real is None:
+        return torch.cat([before, reached[:, 1:]], dim=1)
+    return reached[:, reached.shape[1] - kept - 1 :]
