@@ -92,14 +92,10 @@ def read_answers(answers: Any, plans: Sequence[Plan], *, decoded: bool) -> list[
 def _read_answer(b: int, answer: Any, request: Plan, decoded: bool) -> Answer:
     if not isinstance(answer, dict):
         raise MalformedError(f"request {b} is a {type(answer).__name__}, expected a dict")
-    caches = {}
-    for name in ("keys", "values"):
-        entries = answer.get(name)
-        if not isinstance(entries, (list, tuple)) or len(entries) != request.num_layers:
-            raise MalformedError(f"request {b}: {name} is not a list of {request.num_layers} tensors")
-        caches[name] = [
-            _tensor(entry, 3, f"request {b}: {name}[{layer}]") for layer, entry in enumerate(entries)
-        ]
+    caches = {
+        name: _tables(f"request {b}", name, answer.get(name), request.num_layers)
+        for name in ("keys", "values")
+    }
     residuals = answer.get("residuals")
     if not isinstance(residuals, dict):
         raise MalformedError(
@@ -142,11 +138,41 @@ def _trace(b: int, trace: Any, request: Plan) -> RoutingTrace:
         raise MalformedError(f"request {b}: trace cannot be read as data ({error})") from None
     if problem is not None:
         raise MalformedError(f"request {b}: trace{problem.json_path[1:]}: {problem.message}")
+    if len(read.kv_rows) != request.num_layers:
+        counts = f"{len(read.kv_rows)} counts of kv_rows for {request.num_layers} blocks"
+        raise MalformedError(f"request {b}: {counts}")
     for record in read.decisions:
         if len(record.scores) != len(record.pool):
             counts = f"{len(record.scores)} scores of {len(record.pool)} candidates"
             raise MalformedError(f"request {b}, decision {record.stage}: {counts}")
     return read
+
+
+def read_held(where: str, entry: Any, num_layers: int) -> tuple[int, list[Tensor], list[Tensor]]:
+    """Logical length, keys and values that an operation of a session showed of a request.
+
+    Raises:
+        MalformedError: another form.
+    """
+    if not isinstance(entry, dict):
+        raise MalformedError(f"{where} is a {type(entry).__name__}, expected a dict")
+    try:
+        length = operator.index(entry.get("length"))  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        raise MalformedError(f"{where}: length is {entry.get('length')!r}, expected an integer") from None
+    keys, values = (_tables(where, name, entry.get(name), num_layers) for name in ("keys", "values"))
+    return length, keys, values
+
+
+def read_logits(where: str, entry: dict[str, Any]) -> Tensor:
+    """The logits [1, V] after a decoded token."""
+    return _tensor(entry.get("logits"), 2, f"{where}: logits")
+
+
+def _tables(where: str, name: str, tables: Any, num_layers: int) -> list[Tensor]:
+    if not isinstance(tables, (list, tuple)) or len(tables) != num_layers:
+        raise MalformedError(f"{where}: {name} is not a list of {num_layers} tensors")
+    return [_tensor(entry, 3, f"{where}: {name}[{layer}]") for layer, entry in enumerate(tables)]
 
 
 def read_selection(rows: Any, n: int) -> list[int]:

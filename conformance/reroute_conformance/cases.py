@@ -152,7 +152,7 @@ class DecoderCase(RoutedCase):
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    flat: bool = False  # whether all queries are zero
+    gain: float = 1.0  # of all queries: 0 scores all rows alike, much makes attention peaked
 
     def canonical(self) -> CanonicalConfig:
         """The decoder's configuration."""
@@ -189,8 +189,7 @@ class DecoderCase(RoutedCase):
 
     def _weights(self) -> dict[str, Tensor]:
         weights = _canonical_weights(json.dumps(self.config, sort_keys=True), self.seed)
-        flat = {name: torch.zeros_like(x) for name, x in weights.items() if self.flat and ".q_proj." in name}
-        return {**weights, **flat}
+        return {name: x * self.gain if ".q_proj." in name else x for name, x in weights.items()}
 
 
 @dataclass(frozen=True)

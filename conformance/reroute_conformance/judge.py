@@ -6,7 +6,7 @@ decision never hides or blames what follows it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from math import isnan
 from typing import Any
@@ -58,22 +58,27 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
 
 
 def _judge(case: RoutedCase, target: Target) -> Verdict:
-    verdict = Verdict()
-    inputs, schedule, continuation = case.inputs(), case.routing(), case.continuation()
+    continuation = case.continuation()
     given = None if continuation is None else continuation.clone()
     observed: Any = target.run(
-        case.model(), case.inputs(), schedule, decisions=deepcopy(case.decisions), continuation=given
+        case.model(), case.inputs(), case.routing(), decisions=deepcopy(case.decisions), continuation=given
     )
-    narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
+    return judge_answers(case, observed)
+
+
+def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
+    """Compare what ``Target.run`` returned with the reference under the same decisions."""
+    verdict, inputs, continuation = Verdict(), case.inputs(), case.continuation()
     prompts, plans = read_case(case)
     answers = read_answers(observed, plans, decoded=continuation is not None)
     if not all(
-        _check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
+        check_trace(b, case, plans[b], prompts[b].visual, answer.trace, verdict)
         for b, answer in enumerate(answers)
     ):
         return verdict
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
-    models = narrow, wide
+    models = narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
+    schedule = case.routing()
     outputs = run(narrow, inputs, schedule, decisions=replay), run(wide, inputs, schedule, decisions=replay)
     for b, answer in enumerate(answers):
         tokens = None if continuation is None else continuation[b]
@@ -81,10 +86,10 @@ def _judge(case: RoutedCase, target: Target) -> Verdict:
     return verdict
 
 
-def read_case(case: RoutedCase) -> tuple[list[Prompt], list[Plan]]:
-    """Every request of a batch, and its plan."""
+def read_case(case: RoutedCase, inputs: Mapping[str, Any] | None = None) -> tuple[list[Prompt], list[Plan]]:
+    """Every request of a batch, the case's own unless given, and its plan."""
     decoder = as_decoder(case.reference_model(torch.float32), None)
-    prompts = read_prompts(decoder, case.inputs())
+    prompts = read_prompts(decoder, case.inputs() if inputs is None else inputs)
     return prompts, [
         plan(case.routing(), decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts
     ]
@@ -99,20 +104,29 @@ def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
     return verdict
 
 
-def _check_trace(
-    b: int, case: RoutedCase, request: Plan, visual: Sequence[bool], trace: RoutingTrace, verdict: Verdict
+def check_trace(
+    b: int,
+    case: RoutedCase,
+    request: Plan,
+    visual: Sequence[bool],
+    trace: RoutingTrace,
+    verdict: Verdict,
+    earlier: Sequence[int] | None = None,
 ) -> bool:
-    """Whether rows, pools and budgets are the plan's: only then can the target's decisions be replayed."""
+    """Whether rows, pools and budgets are the plan's: only then can the target's decisions be replayed.
+
+    ``earlier`` are the rows that every block held before this turn.
+    """
     schedule, where, rows = case.routing(), f"request {b}", request.num_rows
+    earlier = earlier or [0] * request.num_layers
+    cached_now = [held - before for held, before in zip(trace.kv_rows, earlier, strict=False)]
     made = [(record.stage, record.layer) for record in trace.decisions]
     due = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
     layers = [decision.layer for decision in schedule.decisions]
     unrouted = [rows] * request.num_layers
-    ran = {"decisions": trace.decisions, "kv_rows": trace.kv_rows, "unrouted_rows": unrouted}
+    ran = {"decisions": trace.decisions, "kv_rows": cached_now, "unrouted_rows": unrouted}
     found = first_difference(request.visual_rows, trace.visual_rows)
-    decided = (
-        f"decisions at (stage, layer) {made}, the plan has {due}; rows cached per block {list(trace.kv_rows)}"
-    )
+    decided = f"decisions at (stage, layer) {made}, the plan has {due}; rows cached per block {cached_now}"
     counted = f"{trace.num_rows} rows, expected {rows}; {decided}"
     rules: list[tuple[str, str, bool, dict[str, Any]]] = [
         ("RR-CFG-009", decided, not layers, {"layers": layers, **ran}),
@@ -140,10 +154,10 @@ def _check_trace(
         if not _check_decision(b, case, request, stage, record, previous, verdict):
             return False
         previous = record.selected
-    detail = f"rows cached per block: {first_difference(request.kv_rows, trace.kv_rows)}"
+    detail = f"rows cached per block: {first_difference(request.kv_rows, cached_now)}"
     return all(
         verdict.require("RR-KV-001", where, detail, request=b, cached_rows=cached, rows_run=run_)
-        for cached, run_ in zip(trace.kv_rows, request.kv_rows, strict=True)
+        for cached, run_ in zip(cached_now, request.kv_rows, strict=True)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase
 from .judge import judge, read_case
 from .protocol import Target
 from .selection import judge_selection
-from .tolerance import Measured, close, describe, same
+from .tolerance import Measured, close, describe, given, same
 from .verdict import Verdict
 
 
@@ -104,6 +105,47 @@ def _outputs(answer: Answer) -> dict[str, torch.Tensor]:
         **{f"values of block {layer}": x for layer, x in enumerate(answer.values)},
         "logits": answer.logits,
     }
+
+
+def judge_kept(case: DecoderCase, target: Target) -> Verdict:
+    """Decisions that keep everything: the unrouted model, and as precise as it."""
+    verdict, unrouted = Verdict(), replace(case, schedule={"action": "reroute", "decisions": []})
+    answer, rows = _answers(case, target)[0], read_case(case)[1][0].num_rows
+    computed = (
+        run_reference(case.reference_model(dtype), case.inputs(), unrouted.routing()).logits[0]
+        for dtype in (torch.float32, torch.float64)
+    )
+    logits = Measured(answer.logits, *computed)
+    verdict.require(
+        "RR-EQV-002",
+        "request 0, logits [row, vocabulary]",
+        lambda: f"every decision keeps all candidates; {describe(logits)}",
+        close=close,
+        logits=logits,
+        kv_rows=[keys.shape[1] for keys in answer.keys],
+        unrouted_rows=[rows] * len(answer.keys),
+    )
+    return verdict
+
+
+def judge_precision(case: DecoderCase, target: Target) -> Verdict:
+    """Every value of an unrouted run is as near the oracle's as a plain run's: nothing but arithmetic is asked."""
+    verdict, answer = Verdict(), _answers(case, target)[0]
+    plain, oracle = (
+        run_reference(case.reference_model(dtype), case.inputs(), case.routing())
+        for dtype in (torch.float32, torch.float64)
+    )
+    last = len(answer.keys)
+    for name, x in (
+        (
+            "residual stream",
+            Measured(answer.residuals[last], plain.residuals[0][last], oracle.residuals[0][last]),
+        ),
+        ("logits", Measured(answer.logits, plain.logits[0], oracle.logits[0])),
+    ):
+        if x.actual.shape == x.oracle.shape:  # another shape is another rule's
+            verdict.require("RR-NUM-001", f"request 0, {name}", partial(describe, x), **given(x))
+    return verdict
 
 
 def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:

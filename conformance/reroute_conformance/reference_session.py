@@ -43,11 +43,13 @@ class ReferenceSession:
         model: what runs.
         schedule: of every prefill and of every turn with visual rows.
         caches: one per request.
+        output: of the last prefill or turn.
     """
 
     def __init__(self, model: nn.Module | CanonicalDecoder, schedule: Schedule) -> None:
         self.model, self.schedule = model, schedule
         self.caches: list[RowCache] = []
+        self.output: RoutedOutput | None = None
 
     def step(
         self, operation: Mapping[str, Any], decisions: Sequence[Replay] | None = None
@@ -65,7 +67,7 @@ class ReferenceSession:
         if kind in ("prefill", "turn"):
             cache = None if kind == "prefill" else self.caches
             output = run(self.model, operation["inputs"], self.schedule, decisions=decisions, cache=cache)
-            self.caches, observed = list(output.cache), observe(output)
+            self.caches, observed, self.output = list(output.cache), observe(output), output
         else:
             moved = self._moved(kind, operation)
             if kind == "decode":

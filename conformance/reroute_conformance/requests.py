@@ -42,6 +42,13 @@ class RequestJudge:
     models: tuple[Any, Any]
     outputs: tuple[RoutedOutput, RoutedOutput]
     verdict: Verdict
+    earlier: tuple[int, ...] = ()
+    """Rows that every block held before this turn; none before a prefill."""
+
+    @property
+    def visual(self) -> list[bool]:
+        """A flag per row: routable rows, and the last row, whose flag no comparison reads."""
+        return [row in set(self.request.visual_rows) for row in range(self.request.num_rows)]
 
     @property
     def deleting(self) -> bool:
@@ -82,7 +89,20 @@ class RequestJudge:
         self.verdict.exercised["RR-SCORE-004"] += reduced.query == "last_n" or reduced.heads == "max"
         self.verdict.exercised["RR-SCORE-008"] += len(record.pool) > len(before)
         self.verdict.exercised.update(("RR-SCORE-002", "RR-SCORE-003", "RR-SCORE-009", "RR-NUM-001"))
-        rule, reading = ("RR-SCORE-001", "") if close(scores) else score_rule(self, stage, scores)
+        rule, reading = ("RR-SCORE-001", "")
+        if any(self.earlier):
+            self.require(
+                "RR-KV-007",
+                f"{where}, scores [candidate]",
+                lambda: describe(scores),
+                close=close,
+                scores=scores,
+                visual_rows=self.answer.trace.visual_rows,
+                S=self.request.num_rows,
+                visual=self.visual,
+            )
+        elif not close(scores):
+            rule, reading = score_rule(self, stage, scores)
         right = self.require(
             rule,
             f"{where}, scores [candidate]",
@@ -162,7 +182,8 @@ class RequestJudge:
 
     def judge_cache(self, stage: Stage, layer: int, where: str) -> None:
         """What a block cached. A stage's first block has seen nothing but its input, already judged: its keys tell the positions."""
-        held, ran = self.answer.keys[layer].shape[1], self.request.kv_rows[layer]
+        before = self.earlier[layer] if self.earlier else 0
+        held, ran = self.answer.keys[layer].shape[1] - before, self.request.kv_rows[layer]
         detail = f"it holds {held} rows, the block ran {ran}"
         if not self.require("RR-KV-001", f"cache of block {layer}", detail, cached_rows=held, rows_run=ran):
             return
@@ -220,7 +241,7 @@ class RequestJudge:
             )
         else:
             self.require("RR-BLOCK-008", where, lambda: describe(logits), close=close, logits=logits, S=rows)
-        if unrouted:
+        if unrouted and not any(self.earlier):
             kv_rows = self.answer.trace.kv_rows
             self.require(
                 "RR-EQV-002",

@@ -15,7 +15,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, cast
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.stateful import run_state_machine_as_test
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
@@ -23,10 +24,12 @@ from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target, families_of
+from .session_cases import machine
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
 CONFORMS, FAILS, INCOMPLETE = "CONFORMS", "FAILS", "INCOMPLETE"
+_LONGEST_SESSION = 8  # operations
 EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a broken harness
 
 
@@ -199,8 +202,13 @@ def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> 
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+        stateful_step_count=_LONGEST_SESSION,
     )
-    configured(given(check.cases)(body))()
+    if isinstance(check.cases, type):
+        run_state_machine_as_test(machine(check.cases, body), settings=configured)
+    else:
+        configured(given(check.cases)(body))()
 
 
 def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:

@@ -261,7 +261,31 @@ def tied_cases(draw: st.DrawFn) -> DecoderCase:
     keeps = sorted((draw(st.integers(1, 4)) for _ in layers), reverse=True)
     action = draw(st.sampled_from(["reroute", "delete"]))
     case = _small_case(draw, {"action": action, "decisions": _decisions(layers, keeps)}, visual=4)
-    return replace(case, flat=True)
+    return replace(case, gain=0.0)
+
+
+@st.composite
+def peaked_cases(draw: st.DrawFn) -> DecoderCase:
+    """Decoders whose attention is peaked: the scores at the threshold are far below the largest."""
+    layers = sorted(draw(st.sets(st.integers(0, 3), min_size=1, max_size=2)))
+    schedule = {
+        "action": "reroute",
+        "decisions": _decisions(layers, [draw(st.integers(1, 6)) for _ in layers]),
+    }
+    return replace(_small_case(draw, schedule, visual=8), gain=2.0)
+
+
+@st.composite
+def kept_cases(draw: st.DrawFn) -> DecoderCase:
+    """Decisions that keep all candidates, in a batch."""
+    layers = draw(st.integers(1, 4))
+    decided = sorted(draw(st.sets(st.integers(0, layers - 1), min_size=1, max_size=3)))
+    keep = draw(st.sampled_from(["1", 40]))
+    action = draw(st.sampled_from(["reroute", "delete"]))
+    schedule = {"action": action, "decisions": _decisions(decided, [keep] * len(decided))}
+    config = decoder_config(layers, heads=2, kv_heads=2)
+    rows = draw(batch_rows(layouts(), batch=False))
+    return DecoderCase(schedule, rows, config=config, seed=draw(st.integers(0, 7)))
 
 
 @st.composite

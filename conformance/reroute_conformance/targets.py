@@ -24,7 +24,7 @@ class ReferenceTarget:
     """The reference behind the target protocol; mutants are small overrides of it."""
 
     name = "reference"
-    profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "hf"})
+    profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "session", "prefix", "shards", "hf"})
     families = frozenset(FAMILIES[:1])
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:

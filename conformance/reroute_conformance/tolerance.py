@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from reroute_spec import DecisionRecord
@@ -30,15 +31,19 @@ def close(x: Measured) -> bool:
     """Whether a quantity has its shape and is within tolerance: the check of RR-NUM-001."""
     if x.actual.shape != x.oracle.shape:
         return False
-    return x.oracle.numel() == 0 or holds(
-        "RR-NUM-001",
-        actual=x.actual.double(),
-        plain=x.plain.double(),
-        oracle=x.oracle.double(),
-        epsilon=torch.finfo(x.plain.dtype).eps,
-        largest=_largest,
-        root_mean_square=_root_mean_square,
-    )
+    return x.oracle.numel() == 0 or holds("RR-NUM-001", **given(x))
+
+
+def given(x: Measured) -> dict[str, Any]:
+    """A quantity under the names of the check of RR-NUM-001."""
+    return {
+        "actual": x.actual.double(),
+        "plain": x.plain.double(),
+        "oracle": x.oracle.double(),
+        "epsilon": torch.finfo(x.plain.dtype).eps,
+        "largest": _largest,
+        "root_mean_square": _root_mean_square,
+    }
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -54,6 +59,8 @@ def describe(x: Measured) -> str:
     """How a quantity is off: at the element that is furthest off, and against what a plain run's error is."""
     if x.actual.shape != x.oracle.shape:
         return f"shape {list(x.actual.shape)}, expected {list(x.oracle.shape)}"
+    if not x.oracle.numel():
+        return "no values"
     errors, plain = (x.actual.double() - x.oracle).abs(), (x.plain.double() - x.oracle).abs()
     index = tuple(int(i) for i in torch.unravel_index(errors.nan_to_num(torch.inf).argmax(), errors.shape))
     expected, found = float(x.oracle[index]), float(x.actual[index])

@@ -130,6 +130,20 @@ def budgets() -> tuple[DecoderCase, ...]:
     return (*routed, unrouted)
 
 
+def precise() -> tuple[DecoderCase, ...]:
+    """Unrouted runs of a hundred rows: errors of rounding, and nothing else."""
+    config = decoder_config(3, heads=2, kv_heads=2)
+    return tuple(
+        DecoderCase(
+            {"action": "reroute", "decisions": []},
+            [Row("t" + "v" * 98 + "t", seed)],
+            config=config,
+            seed=seed,
+        )
+        for seed in range(4)
+    )
+
+
 def large_selections() -> tuple[SelectCase, ...]:
     """As many scores as an image has rows, softmax-like: small, close together, many of them equal."""
     cases = []

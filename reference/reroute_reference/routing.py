@@ -104,16 +104,18 @@ def route(
 
         # with every row selected this is the unrouted model; both actions run the same rows  RR-EQV-002 RR-EQV-003
         active = sorted(text + [request.visual_rows[ordinal] for ordinal in selected])  # I_j  RR-POOL-005
-        ahead = served if stage.index == 0 else 0
         for layer in range(stage.first, stage.last + 1):
             if cache.renumbered:
                 cos, sin = decoder.rotary(renumbered(prompt.positions, active, earlier[layer]))
             entered = hidden
-            hidden = routed_block(decoder, layer, hidden, active[ahead:], cos, sin, cache)
+            behind = active if prefix is None or layer >= prefix.end else active[served:]
+            hidden = routed_block(decoder, layer, hidden, behind, cos, sin, cache)
             hidden = cross_boundary(hidden, prompt, layer)
-        if prefix is not None and stage.index == 0:  # RR-EQV-009
-            hidden = torch.cat([prefix.hidden, hidden[served:]])
-            entered = torch.cat([prefix.entered, entered[served:]])
+            if (
+                prefix is not None and layer + 1 == prefix.end
+            ):  # what the rows served had become here  RR-EQV-009
+                hidden = torch.cat([prefix.hidden, hidden[served:]])
+                entered = torch.cat([prefix.entered, entered[served:]])
         if schedule.action == "delete":
             alive = active  # the others are gone for good  RR-BLOCK-007
 

@@ -6,6 +6,7 @@ from functools import cache
 
 from .check import Check
 from .core import core_checks
+from .sessions import session_checks
 
 __all__ = ["Check", "checks"]
 
@@ -13,4 +14,4 @@ __all__ = ["Check", "checks"]
 @cache
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
-    return (*core_checks(),)
+    return (*core_checks(), *session_checks())

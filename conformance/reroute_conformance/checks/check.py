@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ..cases import Case
 from ..protocol import Target
+from ..session_cases import SessionMachine
 from ..verdict import Verdict
 
 
@@ -22,7 +23,7 @@ class Check:
         kind: ``config``, ``select``, ``route``, ``trace`` or ``session``.
         profile: the profile it belongs to.
         rules: MUST rules that a whole run of it has to exercise.
-        cases: strategy, or the fixed cases themselves.
+        cases: strategy, a machine that draws sessions, or the fixed cases themselves.
         examples: how many cases the default run draws.
         judge: compares a target with the specification on one case.
         also: further profiles without which it is not run.
@@ -33,7 +34,7 @@ class Check:
     kind: str
     profile: str
     rules: tuple[str, ...]
-    cases: st.SearchStrategy[Any] | tuple[Case, ...]
+    cases: st.SearchStrategy[Any] | type[SessionMachine] | tuple[Case, ...]
     examples: int
     judge: Callable[[Any, Target], Verdict]
     also: frozenset[str] = frozenset()

@@ -8,13 +8,15 @@ from ..judge import judge
 from ..judges import (
     judge_counterexample,
     judge_generation,
+    judge_kept,
     judge_nan,
     judge_one_decision,
+    judge_precision,
     judge_repeat,
     judge_requests,
     judge_select,
 )
-from ..worked import budgets, counterexample, example, large_selections, pictures
+from ..worked import budgets, counterexample, example, large_selections, pictures, precise
 from .check import Check, ids
 
 _CONFIG = ids(
@@ -56,6 +58,9 @@ def core_checks() -> tuple[Check, ...]:
         Check("trace-ties", "trace", "core", ("RR-SEL-003",), strategies.tied_cases(), 30, judge),
         Check("trace-delete", "trace", "core", ("RR-BUD-004",), strategies.shrinking_cases(), 40, judge),
         Check("trace-again", "trace", "core", ("RR-SCORE-008",), strategies.reentering_cases(), 40, judge),
+        Check("trace-peaked", "trace", "core", ("RR-NUM-002",), strategies.peaked_cases(), 60, judge),
+        Check("keep-all", "trace", "core", ("RR-EQV-002",), strategies.kept_cases(), 30, judge_kept),
+        Check("precision", "trace", "core", ("RR-NUM-001",), precise(), 4, judge_precision),
         Check("budgets", "trace", "core", rounded, budgets(), 23, judge),
         Check("trace-nan", "trace", "core", ("RR-SEL-005",), poisoned, 15, judge),
         Check("one-decision", "trace", "core", ("RR-EQV-003",), one, 40, judge_one_decision),

@@ -11,10 +11,11 @@ from reroute_spec.errors import unknown
 from ..targets import ReferenceTarget
 from .core import CORE_MUTANTS
 from .mutant import Mutant, patched
+from .sessions import SESSION_MUTANTS
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS = (*CORE_MUTANTS,)
+MUTANTS = (*CORE_MUTANTS, *SESSION_MUTANTS)
 
 
 def mutant(name: str) -> ReferenceTarget:

@@ -161,4 +161,9 @@ CORE_MUTANTS = (
     answering("given-decisions-ignored", "RR-NUM-003", "route", t.IgnoresReplay),
     answering("bits-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy)),
     answering("raises-on-one-candidate", "RR-ERR-003", "budgets", t.RaisesOnOneVisualRow),
+    answering(
+        "shortcut-where-all-is-kept", "RR-EQV-002", "keep-all", t.of_other_answers(t.shortcut_where_all_run)
+    ),
+    answering("outputs-in-float16", "RR-NUM-001", "precision", t.of_other_answers(t.in_float16)),
+    _routing("scores-in-fixed-point", "RR-NUM-002", "trace-peaked", score=f.on_a_fixed_grid),
 )

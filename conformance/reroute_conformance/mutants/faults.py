@@ -128,6 +128,13 @@ def stale_scores() -> Callable[..., list[float]]:
     return score
 
 
+def on_a_fixed_grid(*args: Any, **kwargs: Any) -> list[float]:
+    """Scores in fixed point: right to 16 ε of the largest, ties far below it."""
+    scores = _score(*args, **kwargs)
+    step = 32 * torch.finfo(torch.float32).eps * max(scores)
+    return [round(value / step) * step for value in scores]
+
+
 def in_half_precision(query: Tensor, keys: Tensor, *rest: Any) -> Tensor:
     """Scores of queries and keys that were rounded to float16."""
     return attention_scores(query.half().to(query.dtype), keys.half().to(keys.dtype), *rest)
@@ -173,10 +180,18 @@ def in_two_windows(
     routed = hidden
     for half in (active[: len(active) // 2], active[len(active) // 2 :]):
         if half:
-            window = RowCache()
-            routed = _routed_block(decoder, layer, routed, half, cos, sin, window)
-            keys, values = window.keys_values(layer)
-            cache.storage.update(keys[None], values[None], layer)
+            routed = routed_in_a_fresh_cache(decoder, layer, routed, half, cos, sin, cache)
+    return routed
+
+
+def routed_in_a_fresh_cache(
+    decoder: Any, layer: int, hidden: Tensor, active: list[int], cos: Tensor, sin: Tensor, cache: RowCache
+) -> Tensor:
+    """Rows that do not attend what the block had cached."""
+    fresh = RowCache()
+    routed = _routed_block(decoder, layer, hidden, active, cos, sin, fresh)
+    keys, values = fresh.keys_values(layer)
+    cache.storage.update(keys[None], values[None], layer)
     return routed
 
 

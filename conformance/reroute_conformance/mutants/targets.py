@@ -194,6 +194,17 @@ def without_last_key(row: dict[str, Any], schedule: Schedule) -> None:
         row[name][-1] = row[name][-1][:, :-1]
 
 
+def shortcut_where_all_run(row: dict[str, Any], schedule: Schedule) -> None:
+    """Another path where every candidate is kept, and its output is off."""
+    if row["trace"].decisions and not any(record.deferred for record in row["trace"].decisions):
+        row["logits"] = row["logits"] * 1.001
+
+
+def in_float16(row: dict[str, Any], schedule: Schedule) -> None:
+    """Outputs that were float16 on their way."""
+    row["residuals"] = {layer: x.half().to(x.dtype) for layer, x in row["residuals"].items()}
+
+
 def noisy(row: dict[str, Any], schedule: Schedule) -> None:
     """Bits that depend on what was drawn before: within every tolerance."""
     row["logits"] = row["logits"] * (1 + 1e-7 * torch.rand(()))

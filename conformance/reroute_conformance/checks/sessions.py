@@ -1,0 +1,21 @@
+"""The checks of whole sessions, of shared prefixes and of sharded heads."""
+
+from __future__ import annotations
+
+from ..prefix_cases import prefix_cases, shards_cases
+from ..session_cases import SessionMachine
+from ..sessions import judge_session
+from ..shared import judge_prefix, judge_shards
+from .check import Check, ids
+
+
+def session_checks() -> tuple[Check, ...]:
+    """In the order of the report."""
+    turns = ids(
+        "RR-KV-002 RR-KV-003 RR-KV-004 RR-KV-005 RR-KV-006 RR-KV-007 RR-KV-008 RR-KV-009 RR-KV-010 RR-ERR-001"
+    )
+    return (
+        Check("session", "session", "session", turns, SessionMachine, 60, judge_session),
+        Check("prefix", "trace", "prefix", ("RR-EQV-009",), prefix_cases(), 60, judge_prefix),
+        Check("shards", "trace", "shards", ("RR-EQV-008",), shards_cases(), 40, judge_shards),
+    )
