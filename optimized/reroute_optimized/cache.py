@@ -45,7 +45,9 @@ class RoutingState:
         held: what every block holds; together they cover all blocks.
         num_rows: [B] real rows given so far, deferred or removed ones included.
         hidden_columns: columns that are no rows although no mask hides them: patches that a first stage drops.
-        next_positions: [B, 1 + t], the next position after the last routed turn and after each of the t later rows.
+        next_positions: [B, 1 + t], the next position after each of the last t rows, and before them; what a request's
+            last routed turn or its first row hides is meaningless.
+        reach: [B] rows since a request's last routed turn, or all its rows where none was routed; at most t.
         renumbered: whether later rows count on from a block's own rows.
         guard: NaN flags of the last routed turn that nobody has read yet.
         open: whether a routed forward is appending rows; nobody else may, for lengths and positions would go stale.
@@ -56,6 +58,7 @@ class RoutingState:
     num_rows: Tensor
     hidden_columns: Tensor
     next_positions: Tensor
+    reach: Tensor
     renumbered: bool
     guard: NanGuard
     open: bool = False
@@ -68,7 +71,7 @@ class RoutingState:
             for held in self.held
         ]
         self.num_rows, self.hidden_columns = self.num_rows[index], self.hidden_columns[index]
-        self.next_positions = self.next_positions[index]
+        self.next_positions, self.reach = self.next_positions[index], self.reach[index]
 
 
 class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
@@ -139,7 +142,7 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 for held in state.held
             ]
             state.num_rows, state.hidden_columns = state.num_rows.to(device), state.hidden_columns.to(device)
-            state.next_positions = state.next_positions.to(device)
+            state.next_positions, state.reach = state.next_positions.to(device), state.reach.to(device)
         return self
 
     def reset(self) -> None:
@@ -172,7 +175,7 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         Raises:
             RerouteError: a positive number, more rows than came after that turn, or blocks of linear attention.
         """
-        later = 0 if self.routing is None else self.routing.next_positions.shape[1] - 1
+        later = 0 if self.routing is None else int(self.routing.reach.min())
         states = any(is_state(layer) for layer in self.layers)
         if tokens_to_remove > 0 or -tokens_to_remove > later or (tokens_to_remove and states):
             why = "over linear attention" if states else f"with {later} rows after the last routed turn"
@@ -191,6 +194,7 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         self.routing.columns += tokens_to_remove
         self.routing.num_rows = self.routing.num_rows + tokens_to_remove
         self.routing.next_positions = self.routing.next_positions[:, :tokens_to_remove]
+        self.routing.reach = self.routing.reach + tokens_to_remove
         self.routing.held = [
             Held(held.first, held.last, None if held.valid is None else held.valid[:, : layer.keys.shape[2]])
             for held, layer in ((held, self.layers[held.first]) for held in self.routing.held)

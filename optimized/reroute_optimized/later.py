@@ -60,7 +60,7 @@ def decode(
     positions = largest(position_ids).expand(batch, -1)
     reached = torch.cat([state.next_positions[:, -1:], positions + 1], dim=1).cummax(1).values
     state.next_positions = torch.cat([state.next_positions, reached[:, 1:]], dim=1)
-    state.num_rows = state.num_rows + new
+    state.num_rows, state.reach = state.num_rows + new, state.reach + new
     state.columns += new
     return hidden_states
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from reroute_spec import Schedule
 from torch import Tensor
@@ -35,13 +37,15 @@ def first_state(
     layout = done.layout
     batch = len(layout.plans)
     coordinates = largest(positions).expand(batch, -1)
+    routed = _routed(schedule, layout)
     none = torch.zeros(batch, dtype=torch.long, device=coordinates.device)
     return RoutingState(
         columns=layout.num_columns if columns is None else columns,
         held=_held(decoder, layout, None, coordinates.device),
         num_rows=_num_rows(layout, coordinates.device),
         hidden_columns=none if hidden_columns is None else hidden_columns,
-        next_positions=_reached(schedule, layout, none[:, None], coordinates),
+        next_positions=_reached(layout, routed, none[:, None], coordinates),
+        reach=_num_rows(layout, coordinates.device).masked_fill(torch.tensor(routed, device=none.device), 0),
         renumbered=schedule.positions == "renumber",
         guard=done.guard,
     )
@@ -52,16 +56,24 @@ def later_state(
 ) -> RoutingState:
     """After a later turn with visual rows, on top of ``state``; arguments as for :func:`first_state`."""
     layout = done.layout
-    coordinates = largest(positions).expand(len(layout.plans), -1)
+    coordinates, routed = largest(positions).expand(len(layout.plans), -1), _routed(schedule, layout)
     return RoutingState(
         columns=state.columns + layout.num_columns,
         held=_held(decoder, layout, past, coordinates.device),
         num_rows=state.num_rows + _num_rows(layout, coordinates.device),
         hidden_columns=state.hidden_columns,
-        next_positions=_reached(schedule, layout, state.next_positions, coordinates),
+        next_positions=_reached(layout, routed, state.next_positions, coordinates),
+        reach=(state.reach + layout.num_columns).masked_fill(
+            torch.tensor(routed, device=coordinates.device), 0
+        ),
         renumbered=schedule.positions == "renumber",
         guard=done.guard,
     )
+
+
+def _routed(schedule: Schedule, layout: Layout) -> list[bool]:
+    """Per request, whether anything was decided."""
+    return [bool(schedule.decisions) and plan.num_visual > 0 for plan in layout.plans]
 
 
 def _num_rows(layout: Layout, device: torch.device) -> Tensor:
@@ -89,26 +101,23 @@ def _held(decoder: Decoder, layout: Layout, past: Past | None, device: torch.dev
     return held
 
 
-def _reached(schedule: Schedule, layout: Layout, before: Tensor, coordinates: Tensor) -> Tensor:
-    """[B, 1 + t] next positions after the turn: all of them where nothing was routed, so that rows may be cropped.
+def _reached(layout: Layout, routed: Sequence[bool], before: Tensor, coordinates: Tensor) -> Tensor:
+    """[B, 1 + t] next positions: with those before the turn and after each of its rows, where nothing was routed.
 
     Args:
-        schedule: that ran.
         layout: of the turn.
+        routed: per request.
         before: [B, 1 + t] next positions so far.
         coordinates: [B, S] largest coordinate of every column.
     """
     if layout.real is not None:
         coordinates = coordinates.masked_fill(~layout.real, -1)
-    if schedule.decisions and any(plan.num_visual for plan in layout.plans):
+    if all(routed):
         return torch.maximum(before[:, -1:], coordinates.amax(1, keepdim=True) + 1)
-    kept = min(plan.num_rows for plan in layout.plans)
     if layout.real is not None:  # columns to the right, whatever the padding's side
         active = torch.nn.functional.pad(layout.real, (0, 1))
         width = coordinates.shape[1]
         columns, _ = compaction(active, width, width - layout.real.sum(1))
         coordinates = torch.nn.functional.pad(coordinates, (0, 1), value=-1).gather(1, columns)
     reached = torch.cat([before[:, -1:], coordinates + 1], dim=1).cummax(1).values
-    if layout.real is None:
-        return torch.cat([before, reached[:, 1:]], dim=1)
-    return reached[:, reached.shape[1] - kept - 1 :]
+    return torch.cat([before, reached[:, 1:]], dim=1)
