@@ -52,18 +52,6 @@ class Decoder:
         return [layer for layer, plain in enumerate(self.attends) if plain]
 
     @property
-    def num_key_heads(self) -> int:
-        """Heads of keys and values."""
-        heads: int = self.config.num_key_value_heads
-        return heads
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        size: int = part(self.blocks[self.attention_layers[0]], self.names.attention).head_dim
-        return size
-
-    @property
     def implementation(self) -> str:
         """How attention is computed, by transformers' name."""
         name: str = self.config._attn_implementation

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from reroute_spec import RerouteError, Schedule
-from reroute_spec.trace import check_selection
+from reroute_spec import Schedule
 from torch import Tensor
 
 from .blocks import Past, run_linear
-from .decoder import Decoder, PositionEmbeddings
+from .decoder import Decoder, PositionEmbeddings, counted
 from .deepstack import DeepStack
 from .layout import DecisionLayout, Layout, StageLayout
 from .masks import causal_mask
+from .probe import Probe, replayed_tables
 from .records import Decided, NanGuard, Prefill, reads_at_once, refuse_nan
 from .score import Universe, row_scores
 from .selection import select_places
 from .stream import ActiveRows, Stream, open_stream
-
-Replay = Sequence[Sequence[Sequence[int]]]
-"""Per request, per decision, ascending ordinals."""
-
-
-@dataclass
-class Probe:
-    """What a conformance run may replay and observe; absent in ordinary use.
-
-    Attributes:
-        replay: selections to use instead of the scores' own.
-        residuals: filled with the stream at the input of every decision block and, at key Λ, after the last block:
-            hidden states [B, W, d] and which rows are real ([B, W] bool, None: all).
-    """
-
-    replay: Replay | None = None
-    residuals: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +86,7 @@ class Turn:
         """
         layout, hidden, rotary = self._layout, self._rows.hidden_states, self._rows.rotary
         replay = None if self._probe is None else self._probe.replay
-        replayed = None if replay is None else _replayed(self._schedule, layout, replay, hidden.device)
+        replayed = None if replay is None else replayed_tables(self._schedule, layout, replay, hidden.device)
         stages = list(layout.stages)
         if stages[0].decision is None and layout.real is None:  # dense and unpadded: nothing to gather
             hidden, rotary = self._run_stage(stages[0], None, hidden, rotary, None)
@@ -185,18 +168,20 @@ class Turn:
         rotary: PositionEmbeddings,
     ) -> PositionEmbeddings:
         """Rotary embedding of positions that count the active rows, on top of what block ``layer`` had cached."""
-        counts = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        if rows is not None and rows.pads is not None:
-            counts = (counts - rows.pads[:, None]).clamp(min=0)
-        if self._past is not None:
-            counts = counts + self._past.counts(layer)[:, None]
-        cos, sin = self._decoder.position_embeddings(hidden, counts)
+        cos, sin = self._counted_on(layer, hidden, None if rows is None else rows.real)
         # a request that decides nothing keeps its own
         if self._past is None and stage.decision is not None and 0 in stage.decision.candidates:
             decides = [count > 0 for count in stage.decision.candidates]
             mine = torch.tensor(decides, device=hidden.device)[:, None, None]
             cos, sin = torch.where(mine, cos, rotary[0]), torch.where(mine, sin, rotary[1])
         return cos, sin
+
+    def _counted_on(self, layer: int, hidden: Tensor, real: Tensor | None) -> PositionEmbeddings:
+        """Rotary embedding of rows [B, R, d] that go on where the rows in block ``layer``'s cache end."""
+        counts = counted(real, hidden.shape[1], hidden.device)
+        if self._past is not None:
+            counts = counts + self._past.counts(layer)[:, None]
+        return self._decoder.position_embeddings(hidden, counts)
 
     def _universe_before(
         self, layer: int, rows: ActiveRows | None, hidden: Tensor, rotary: PositionEmbeddings
@@ -251,6 +236,10 @@ class Turn:
         decoder, rule = self._decoder, self._schedule.score
         if rule.source == "own":
             universe = self._with_cached(stream.universe(), stage.first)
+            if self._past is not None and self._schedule.positions == "renumber":
+                hidden = universe.hidden_states  # in the block's own terms: after the keys of its cache
+                own = self._counted_on(stage.first, hidden, universe.real)
+                universe = replace(universe, position_embeddings=own)
             scores = row_scores(decoder.blocks[stage.first], decoder.names, rule, universe)
             return scores.gather(1, stream.columns_in_universe(columns))
         assert self._before is not None  # a decision has a block before it
@@ -288,31 +277,3 @@ def _check_nan(shape: DecisionLayout, layer: int, scores: Tensor, guard: NanGuar
         refuse_nan(shape.index, layer, flags)
     else:
         guard.note(shape.index, layer, flags)
-
-
-def _replayed(schedule: Schedule, layout: Layout, replay: Replay, device: torch.device) -> list[Tensor]:
-    """Given selections as tables [B, K], one per decision, after checking each against its request's plan."""
-    if len(replay) != len(layout.plans):
-        raise RerouteError(
-            "decisions", f"hold {len(replay)} requests", f"give one list for each of {len(layout.plans)}"
-        )
-    sentinel = layout.visual.shape[1] - 1
-    shapes = [stage.decision for stage in layout.stages if stage.decision is not None]
-    tables: list[list[list[int]]] = [[] for _ in shapes]
-    for request, (plan, given) in enumerate(zip(layout.plans, replay, strict=True)):
-        expected = sum(stage.index > 0 for stage in plan.stages)
-        if len(given) != expected:
-            raise RerouteError(
-                f"decisions[{request}]", f"hold {len(given)} selections", f"the plan decides {expected} times"
-            )
-        pool: Sequence[int] = range(plan.num_visual)
-        for table, shape, stage in zip(tables, shapes, range(1, len(shapes) + 1), strict=True):
-            if not expected:
-                table.append([sentinel] * max(shape.kept))
-                continue
-            field_name = f"decisions[{request}][{stage - 1}]"
-            rows = check_selection(plan, stage, pool, given[stage - 1], field_name)
-            table.append([*rows, *[sentinel] * (max(shape.kept) - len(rows))])
-            if schedule.pool == "survivors":
-                pool = rows
-    return [torch.tensor(table, dtype=torch.long, device=device) for table in tables]

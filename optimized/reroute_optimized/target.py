@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import canonical
 from .api import routed
-from .engine import Probe, Replay
+from .probe import Probe, Replay
 from .selection import select_places
 from .target_session import Session
 

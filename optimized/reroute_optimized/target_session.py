@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .api import Routed
 from .cache import RoutedCache
-from .engine import Probe
+from .probe import Probe
 from .records import Prefill
 
 
@@ -103,9 +103,8 @@ class Session:
                 for layer in range(part.first, part.last + 1):
                     stored = cache.layers[layer]
                     if not decoder.attends[layer]:
-                        none = stored.conv_states[0].new_zeros(decoder.num_key_heads, 0, decoder.head_dim)
-                        keys.append(none)
-                        values.append(none)
+                        keys.append(torch.empty(0, 0, 0))
+                        values.append(torch.empty(0, 0, 0))
                         continue
                     valid = part.valid_of(stored.keys.shape[2])
                     own = slice(None) if valid is None else valid[request]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from reroute_reference.families import Family, features_per_image
@@ -17,39 +16,13 @@ from .blocks import Past
 from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
 from .decoder import Decoder, counted
 from .deepstack import DeepStack
-from .engine import Probe, Rows, Turn
+from .engine import Rows, Turn
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
+from .probe import Probe
 from .records import Prefill
+from .request import Request, read_request
 from .state import first_state, later_state
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a forward was given beside its cache (B requests in S columns).
-
-    Attributes:
-        embeddings: [B, S, d].
-        attention_mask: as given.
-        positions: [B or 1, S] or [3, B or 1, S], or None.
-        visual_mask: [B, S] bool, or None.
-        images: per request the rows of its images and videos, or None.
-        features: mask [B, S] and, per block boundary, what is added to its rows there; or None.
-        keep_hidden_states: whether the stream of every block is wanted.
-    """
-
-    embeddings: Tensor
-    attention_mask: Tensor | None
-    positions: Tensor | None
-    visual_mask: Tensor | None
-    images: Sequence[Sequence[int]] | None
-    features: tuple[Tensor, Sequence[Tensor]] | None
-    keep_hidden_states: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """B and S."""
-        return self.embeddings.shape[0], self.embeddings.shape[1]
 
 
 class Router:
@@ -115,8 +88,8 @@ class Router:
             checks.check_mode(self.decoder)
             checks.check_keywords(self.decoder, keywords)
             filled = check_cache(cache, self.decoder)
-            request = self._request(
-                input_ids, inputs_embeds, attention_mask, position_ids, visual_mask, keywords
+            request = read_request(
+                self.decoder, input_ids, inputs_embeds, attention_mask, position_ids, visual_mask, keywords
             )
             if filled:
                 final, hidden = self._later(cache, request)
@@ -134,49 +107,6 @@ class Router:
         )
         as_dict = keywords.get("return_dict", getattr(self.decoder.config, "return_dict", True))
         return output.to_tuple() if as_dict is False else output
-
-    def _request(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        visual_mask: Tensor | None,
-        keywords: Mapping[str, Any],
-    ) -> Request:
-        embeddings = self._embeddings(input_ids, inputs_embeds)
-        batch, columns = embeddings.shape[:2]
-        positions = checks.check_position_ids(position_ids, batch, columns, self.decoder.names.mrope)
-        checks.check_visual_mask(visual_mask, batch, columns)
-        features = None
-        if self.decoder.names.deepstack is not None:
-            mask, added = (keywords.get(name) for name in self.decoder.names.deepstack)
-            features = None if mask is None or not added else (mask, added)
-        wanted = getattr(self.decoder.config, "output_hidden_states", False)
-        return Request(
-            embeddings,
-            attention_mask,
-            positions,
-            visual_mask,
-            keywords.get("visual_images"),
-            features,
-            bool(keywords.get("output_hidden_states", wanted)),
-        )
-
-    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise RerouteError(
-                "inputs_embeds", "exactly one of input_ids and inputs_embeds is needed", "give one of them"
-            )
-        module: Any = self.decoder.module
-        embeddings: Tensor = (
-            module.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        )
-        if embeddings.ndim != 3 or 0 in embeddings.shape:
-            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-            problem = f"make embeddings of shape {list(embeddings.shape)}"
-            raise RerouteError(name, problem, "give ids [B, S] or embeddings [B, S, d], none of them empty")
-        return embeddings
 
     def _later(self, cache: RoutedCache, request: Request) -> tuple[Tensor, list[Tensor] | None]:
         """A turn on top of a filled cache, which is left as it was if a block raises."""
