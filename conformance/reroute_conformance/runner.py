@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Any, cast
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.stateful import run_state_machine_as_test
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
@@ -24,7 +25,7 @@ from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, forget_target_models, load_case
 from .checks import Check, checks
 from .protocol import PROFILES, Target, families_of
-from .session_cases import machine
+from .session_cases import SessionCase, machine
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
@@ -142,12 +143,30 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@dataclass(frozen=True)
+class Search:
+    """Looking for cases at random instead of drawing the same ones every time.
+
+    Attributes:
+        until: when to stop, on the clock of ``time.monotonic``.
+        database: folder of cases that broke something before, shared with whoever searches too; None for none.
+    """
+
+    until: float
+    database: Path | None = None
+
+
 def run_check(
-    check: Check, implementation: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
+    check: Check,
+    implementation: Target,
+    examples: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+    search: Search | None = None,
 ) -> CheckResult:
     """Run one check until it is done or a violation is found and shrunk.
 
-    Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
+    Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule. With a
+    ``search`` the cases are others every time, and none is judged once its time is up.
     """
     result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
@@ -156,6 +175,8 @@ def run_check(
 
     def body(case: Case) -> None:
         nonlocal shrinks_left
+        if search is not None and not failing and time.monotonic() > search.until:
+            return
         if not failing:
             verdict = _judged(check, case, target)
             result.examples += 1
@@ -177,7 +198,7 @@ def run_check(
             raise _ViolationFoundError
 
     with suppress(_ViolationFoundError):
-        _drive(check, body, examples)
+        _drive(check, body, examples, search)
     if result.failure is None and result.decisions and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
         result.failure = Failure(Violation("RR-NUM-002", check.name, detail), case=None)
@@ -188,19 +209,23 @@ def run_check(
     return result
 
 
-def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> None:
+def _drive(
+    check: Check, body: Callable[[Case], None], examples: int | None, search: Search | None
+) -> None:
     if isinstance(check.cases, tuple):
         for case in check.cases:
             body(case)
         return
     configured = settings(
         max_examples=check.examples if examples is None else min(examples, check.examples),
-        derandomize=True,  # two runs of the same versions draw the same cases
-        database=None,
+        derandomize=search is None,  # two runs of the same versions draw the same cases
+        database=None
+        if search is None or search.database is None
+        else DirectoryBasedExampleDatabase(search.database),
         deadline=None,
         print_blob=False,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if search is None else (Phase.reuse, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
         stateful_step_count=_LONGEST_SESSION,
@@ -208,7 +233,10 @@ def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> 
     if isinstance(check.cases, type):
         run_state_machine_as_test(machine(check.cases, body), settings=configured)
     else:
-        configured(given(check.cases)(body))()
+        test = configured(given(check.cases)(body))
+        # what a check finds is kept under its name; of a machine under its own
+        test._hypothesis_internal_database_key = f"vlm-reroute:{check.name}".encode()  # type: ignore[attr-defined]
+        test()
 
 
 def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
@@ -300,7 +328,7 @@ def replay_case(path: Path, target: Target) -> Verdict:
         data = json.loads(path.read_text("utf-8"))
         check = next(check for check in checks() if check.name == data["check"])
         case = load_case(data["case"])
-        by_kind = {"select": SelectCase, "config": ConfigCase}
+        by_kind = {"select": SelectCase, "config": ConfigCase, "session": SessionCase}
         fits = LlavaCase if check.profile == "hf" else by_kind.get(check.kind, DecoderCase)
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")

@@ -11,11 +11,21 @@ from typing import Any
 
 import torch
 from reroute_spec import SPEC_VERSION, RerouteError, Schedule
+from reroute_spec.canonical import CanonicalConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .answers import MalformedError, SkippedError, UnansweredError
-from .messages import line_of, observed, read_message, read_tensors, read_traces, requests_of, short
+from .messages import (
+    Reply,
+    line_of,
+    operations_of,
+    read_message,
+    read_tensors,
+    read_traces,
+    requests_of,
+    short,
+)
 from .process import LineProcess, plain
 from .protocol import Model
 
@@ -107,20 +117,61 @@ class CommandTarget:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "a command runs canonical decoders only")
-        config, weights = model
+        config = model[0]
         requests, tensors = requests_of(inputs, decisions, continuation)
-        data = {
-            "schedule": schedule.to_dict(),
-            "decoder": {"config": config.to_dict(), "weights": "weights."},
-            "requests": requests,
-        }
-        tensors |= {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
+        data = {"schedule": schedule.to_dict(), "requests": requests}
         kind = "trace" if decisions is None else "route"
-        result, found = self._ask_tensors(kind, data, tensors)
+        result, found = self._ask_tensors(kind, model, data, tensors, "traces")
         traces = read_traces(result["traces"], len(requests))
-        tokens = None if continuation is None else continuation.shape[1]
+        reply = Reply(config, result["tensors"], found)
+        tokens = 0 if continuation is None else continuation.shape[1]
         return [
-            observed(b, trace, config, result["tensors"], found, tokens) for b, trace in enumerate(traces)
+            {
+                **reply.forward(b, trace),
+                "decode_logits": reply.take(b, "decode_logits", tokens, config.vocab_size)
+                if continuation is not None
+                else torch.empty(0, config.vocab_size),
+            }
+            for b, trace in enumerate(traces)
+        ]
+
+    def session(
+        self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
+    ) -> list[list[dict[str, Any]] | Exception]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "a command runs canonical decoders only")
+        told, tensors = operations_of(operations)
+        data = {"schedule": schedule.to_dict(), "operations": told}
+        result, found = self._ask_tensors("session", model, data, tensors, "steps")
+        steps = result["steps"]
+        if len(steps) != len(operations):
+            raise MalformedError(f"{len(steps)} steps of {len(operations)} operations")
+        return [
+            self._step(operation, step, Reply(model[0], result["tensors"], found, f"steps.{index}."))
+            for index, (operation, step) in enumerate(zip(operations, steps, strict=True))
+        ]
+
+    def _step(
+        self, operation: Mapping[str, Any], step: Mapping[str, Any], reply: Reply
+    ) -> list[dict[str, Any]] | Exception:
+        """What one operation showed, or why it was refused."""
+        if "refused" in step:
+            said = step["refused"]
+            return RefusalError(*(short(said.get(name, "")) for name in ("field", "message", "remedy")))
+        count = len(step["lengths"])
+        if "inputs" in operation:
+            traces = read_traces(step.get("traces", []), count)
+            shown = [reply.forward(b, trace) for b, trace in enumerate(traces)]
+        else:
+            shown = [reply.held(b) for b in range(count)]
+        if operation["op"] == "decode":
+            shown = [
+                {**entry, "logits": reply.take(b, "logits", 1, reply.config.vocab_size)}
+                for b, entry in enumerate(shown)
+            ]
+        return [
+            {**entry, "length": int(length)} for entry, length in zip(shown, step["lengths"], strict=True)
         ]
 
     def generate(
@@ -164,13 +215,21 @@ class CommandTarget:
         return result
 
     def _ask_tensors(
-        self, kind: str, inputs: Mapping[str, Any], tensors: dict[str, Tensor]
+        self,
+        kind: str,
+        model: tuple[CanonicalConfig, dict[str, Tensor]],
+        inputs: Mapping[str, Any],
+        tensors: dict[str, Tensor],
+        needed: str,
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """As :meth:`_ask`, with the tensors that go and those that come back."""
+        """As :meth:`_ask`, of a decoder, with the tensors that go and those that come back."""
+        config, weights = model
+        inputs = {**inputs, "decoder": {"config": config.to_dict(), "weights": "weights."}}
+        tensors = tensors | {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
         given, output = (Path(self._folder.name) / f"case.{end}.safetensors" for end in ("in", "out"))
         save_file(tensors, given)
         try:
-            result = self._ask(kind, inputs, "traces", "tensors", tensors=str(given), output=str(output))
+            result = self._ask(kind, inputs, needed, "tensors", tensors=str(given), output=str(output))
             return result, read_tensors(output)
         finally:
             for path in (given, output):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -114,6 +116,42 @@ class ReferenceTarget:
 def reference() -> Target:
     """The reference as a target."""
     return ReferenceTarget()
+
+
+@dataclass(frozen=True)
+class TargetName:
+    """How the command line names a target; every process makes its own of it.
+
+    Attributes:
+        target: as for :func:`load_target`; None where there is a command.
+        command: as for :class:`~reroute_conformance.stdio.CommandTarget`.
+        timeout: seconds that a command may take for a case.
+    """
+
+    target: str | None
+    command: str | None = None
+    timeout: float = 60.0
+
+    @contextmanager
+    def made(self) -> Iterator[Target]:
+        """The target; its process, where it is one, ends with the block.
+
+        Raises:
+            RerouteError: no such target, none or two named.
+        """
+        if (self.target is None) == (self.command is None):
+            problem = "are both missing" if self.command is None else "are both given"
+            raise RerouteError("--target, --cmd", problem, "Missing option: give exactly one of the two")
+        if self.target is not None:
+            yield load_target(self.target)
+            return
+        from .stdio import CommandTarget
+
+        started = CommandTarget(str(self.command), self.timeout)
+        try:
+            yield cast(Target, started)
+        finally:
+            started.close()
 
 
 def load_target(name: str) -> Target:

@@ -143,10 +143,27 @@ void make_logits(const struct decoder *d, const float *x, float *logits);
 struct request {
     struct plan *plan;
     const float *embeddings;  /* [S, d], padding gone */
-    const int64_t *positions; /* [S], or NULL: 0 to S - 1 */
+    const int64_t *positions; /* [S], or NULL: S positions from the next one on */
     const struct json *decisions, *continuation; /* or NULL */
 };
-void run_request(const struct decoder *d, const struct schedule *schedule, const struct request *request,
-                 int index, struct text *trace, struct tensor **outputs);
+struct held { /* what a request keeps between turns */
+    struct cache *cache; /* per block */
+    int64_t length;      /* real rows so far (RR-KV-003) */
+    int since;           /* rows since the last routed turn */
+    int64_t *next;       /* [since + 1], the next position, at the end of that turn and after every row since (RR-KV-004) */
+};
+struct held new_held(const struct decoder *d);
+void run_turn(const struct decoder *d, const struct schedule *schedule, const struct request *request,
+              const char *prefix, int index, struct held *held, struct text *trace, struct tensor **outputs);
+void run_token(const struct decoder *d, int64_t token, struct held *held, float *logits);
+void keep_caches(const struct decoder *d, const char *prefix, int index, const struct held *held,
+                 struct tensor **outputs);
+struct request read_request(const struct json *data, const struct decoder *d, const struct schedule *schedule,
+                            const struct tensor *tensors);
+
+/* ---- session.c: operations one after another ---- */
+
+void run_session(const struct decoder *d, const struct schedule *schedule, const struct json *operations,
+                 const struct tensor *tensors, struct text *out, struct tensor **outputs);
 
 #endif

@@ -18,6 +18,7 @@ from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, 
 from reroute_conformance.checks import checks
 from reroute_conformance.messages import line_of, validator
 from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite, to_records
+from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
 
@@ -58,6 +59,18 @@ TRACE = DecoderCase(
     [Row("tvvt", 3, 1, 0), Row("tvt", 4)],
     2,
     config=decoder_config(2, heads=2, kv_heads=2),
+)
+
+SESSION = SessionCase(
+    TRACE.to_dict(),
+    [
+        {"op": "prefill", "rows": [vars(row) for row in TRACE.rows]},
+        {"op": "turn", "rows": [vars(Row("vt", 5)), vars(Row("tt", 6))]},
+        {"op": "crop", "rows": 1},
+        {"op": "repeat", "times": 2},
+        {"op": "decode", "seed": 1, "requests": 4},
+        {"op": "crop", "rows": 1},
+    ],
 )
 
 
@@ -339,6 +352,7 @@ time.sleep(100)"""
     assert [gone(int(pid), orphan=i > 0) for i, pid in enumerate(pids.read_text().split())] == [True, True]
     code = """
 import sys, torch
+from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget
 CommandTarget(sys.argv[1]).select(torch.ones(2), 1)
 kept = CommandTarget(sys.argv[1])
@@ -415,11 +429,24 @@ def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch
     monkeypatch.setattr("reroute_conformance.stdio.line_of", lambda m: said.append(m) or line_of(m))
     target = CommandTarget(port)
     routed = replace(TRACE, decisions=[[[0]], [[0]]])
-    for check, case in [("select", SELECT), ("config", RIGHT), ("trace-cache", TRACE), ("route", routed)]:
+    cases = [
+        ("select", SELECT),
+        ("config", RIGHT),
+        ("trace-cache", TRACE),
+        ("route", routed),
+        ("session", SESSION),
+    ]
+    for check, case in cases:
         assert judged(check, case, target).violations == []
     target.close()
     messages = [json.loads(line_of(message)) for message in said]
-    assert [message.get("kind") for message in messages][1:-1] == ["select", "config", "trace", "route"]
+    assert [message.get("kind") for message in messages][1:-1] == [
+        "select",
+        "config",
+        "trace",
+        "route",
+        "session",
+    ]
     for message in messages:
         assert list(validator(message["type"]).iter_errors(message)) == []
 
@@ -431,7 +458,7 @@ def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
     code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
     header, *results, footer = (json.loads(line) for line in out.splitlines())
     assert header["target"] == "port-c"
-    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache"]
+    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache", "session"]
     assert [record for record in results if "failure" in record or "skipped" in record] == []
     assert (footer["verdict"], code) in (("CONFORMS", 0), ("INCOMPLETE", 2))
 
@@ -457,7 +484,11 @@ def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, por
     ("old", "new", "check", "rule"),
     [
         ("if (active[row])\n", "if (row >= 0 || active[row])\n", "trace", "RR-KV-001"),
-        ("next + (int64_t)step", "r->cache[d->num_layers - 1].rows", "trace-cache", "RR-KV-004"),
+        ("position = held->next[held->since];", "position = held->cache[d->num_layers - 1].rows;", "trace-cache", "RR-KV-004"),
+        ("if (rows > batch->held[i].since)", "if (rows > batch->held[i].since + 1)", "session", "RR-KV-009"),
+        ("int before = r->cache[layer].rows;", "int before = 0;", "session", "RR-KV-007"),
+        ("batch->held[i / times];", "batch->held[i % batch->count];", "session", "RR-KV-010"),
+        ("held->since - rows, held->next}", "held->since, held->next}", "session", "RR-KV-004"),
         ("r->schedule->survivors ? r->chosen[v] : true", "true", "trace-delete", "RR-POOL-004"),
         ("    if (!keep->is_count) {", "    if (!keep->is_count && n == 100) {\n        rows = 28;\n    } else if (!keep->is_count) {", "budgets", "RR-BUD-001"),
     ],

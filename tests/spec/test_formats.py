@@ -64,7 +64,7 @@ def test_a_traced_request_is_of_its_form():
 
 @pytest.mark.parametrize(
     ("kind", "missing"),
-    [("select", "k"), ("config", "num_layers"), ("route", "decoder"), ("session", "requests")],
+    [("select", "k"), ("config", "num_layers"), ("route", "decoder"), ("session", "operations")],
 )
 def test_a_vector_has_the_inputs_of_its_kind(kind, missing):
     vector = {
