@@ -8,13 +8,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from reroute_reference.families import Family, family_of, text_decoder_of
-from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule
+from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
+from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder, check_generation
 from .decoder import Decoder
+from .nuwa import FirstStage
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
 from .text_model import Router, routed_class, router_of
@@ -79,10 +80,15 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     check_decoder(decoder)
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
-    router = Router(model, decoder, family, loaded)
-    placeholders = None if family.merger is None else Placeholders(model, family, loaded)
+    stage = _first_stage(model, family, schedule)
+    router = Router(model, decoder, family, loaded, stage)
+    placeholders = None
+    if family.merger is not None:
+        placeholders = Placeholders(model, family, loaded, stage is not None)
     handles = [] if placeholders is None else placeholders.register()
-    if loaded.action == "delete":
+    if stage is not None:
+        handles += stage.register()
+    if loaded.action == "delete" or stage is not None:
         handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
     decoder.module.__class__ = routed_class(text, router)
@@ -137,12 +143,20 @@ def _loaded(schedule: Schedule | str | Path, decoder: Decoder) -> Schedule:
     return Schedule.load(schedule, decoder.num_layers, attention)
 
 
+def _first_stage(model: nn.Module, family: Family, schedule: Schedule | str | Path) -> FirstStage | None:
+    """What a preset of Nüwa does in the vision tower, where that is defined."""
+    if not isinstance(schedule, str) or schedule not in presets() or family.tower is None:
+        return None
+    method, _, tier = schedule.rpartition("-")
+    return FirstStage(model, vision_tower_of(model), tier) if method in ("nuwa", "reroute-nuwa") else None
+
+
 def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if arguments(module, args, kwargs).get("labels") is not None:
         raise RerouteError(
             "labels",
-            "removed rows have no logits under action 'delete'",
-            "leave labels out, or use 'reroute'",
+            "removed rows have no logits, under action 'delete' and after Nüwa's first stage",
+            "leave labels out, or use another schedule",
         )
 
 

@@ -83,7 +83,7 @@ def _three_coordinates(
     rope = {**sizes.pop("rope_parameters"), "mrope_section": list(config.mrope_section or ())}
     attention = sizes.pop("attn_implementation")
     shape = config.shape
-    vision = {**_VISION, "out_hidden_size": shape.hidden_size}
+    vision: dict[str, Any] = {**_VISION, "out_hidden_size": shape.hidden_size}
     ids: dict[str, Any] = {f"{name}_token_id": 0 for name in ("image", "video", "vision_start", "vision_end")}
     plain = not config.mrope_interleaved and not config.qk_norm
     if plain and shape.head_dim * shape.num_attention_heads == shape.hidden_size:
@@ -92,15 +92,15 @@ def _three_coordinates(
             Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids),
             attn_implementation=attention,
         )
-        heads = {
+        heads: dict[str, int] = {
             "q": shape.num_attention_heads,
             "k": shape.num_key_value_heads,
             "v": shape.num_key_value_heads,
         }
-        if config.attention_bias:
-            return model, {}
-        none = [_zeros(config, weights, name, count * shape.head_dim) for name, count in heads.items()]
-        return model, {name: tensor for each in none for name, tensor in each.items()}
+        extra: dict[str, Tensor] = {}
+        for name, count in () if config.attention_bias else heads.items():
+            extra |= _zeros(config, weights, name, count * shape.head_dim)
+        return model, extra
     text = {**sizes, "rope_parameters": {**rope, "mrope_interleaved": True}}
     vision |= {"num_position_embeddings": 4, "deepstack_visual_indexes": []}
     biased = config.attention_bias

@@ -106,6 +106,7 @@ def build_layout(
     visual: Sequence[Sequence[bool]],
     images: Sequence[Sequence[int]] | int | None,
     device: torch.device,
+    schedules: Sequence[Schedule] | None = None,
 ) -> Layout:
     """The layout of a batch.
 
@@ -116,6 +117,7 @@ def build_layout(
         images: for ``scope = image``, per request the rows of every image and video, or the rows that every image
             has; None where they are not known.
         device: where the index tables go.
+        schedules: per request, with its own keeps; ``schedule`` for all unless given.
 
     Raises:
         RerouteError: a request without rows, or visual rows that are no whole number of images (``scope``).
@@ -131,7 +133,8 @@ def build_layout(
     for index, (own, flags) in enumerate(zip(columns, visual, strict=True)):
         routable = [flags[c] for c in own]
         spans = _images(schedule, sum(routable), images, index)
-        plans.append(plan(schedule, num_layers, routable, spans))
+        own_schedule = schedule if schedules is None else schedules[index]
+        plans.append(plan(own_schedule, num_layers, routable, spans))
     always = [[*row, False] for row in real]
     tables = []
     for own, request, row in zip(columns, plans, always, strict=True):

@@ -26,10 +26,14 @@ class Placeholders:
         model: with a head.
         family: of it, with a merger.
         schedule: that is applied.
+        first_stage: whether the vision tower marks rows to leave out.
     """
 
-    def __init__(self, model: nn.Module, family: Family, schedule: Schedule) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, schedule: Schedule, first_stage: bool = False
+    ) -> None:
         assert family.merger is not None
+        self._first_stage = first_stage
         self._model, self._family, self._schedule = model, family, schedule
         self._merger: Any = model.get_submodule(family.merger)
         self._carried: dict[str, Any] = {}
@@ -61,6 +65,9 @@ class Placeholders:
         # a single row is never routable; a decode step needs no mask
         if given.get("visual_mask") is None and input_ids is not None and input_ids.shape[-1] > 1:
             added["visual_mask"] = placeholder_mask(self._model, input_ids)
+            pixels = [medium.pixels for medium in self._family.media]
+            if self._first_stage and any(given.get(n) is not None for n in (*pixels, "mm_encoder_outputs")):
+                added["first_stage"] = True
             if self._schedule.scope == "image" and given.get("visual_images") is None:
                 images = self._images(input_ids, given)
                 if images is not None:

@@ -25,6 +25,7 @@ class Request:
         images: per request the rows of its images and videos, or None.
         features: mask [B, S] and, per block boundary, what is added to its rows there; or None.
         keep_hidden_states: whether the stream of every block is wanted.
+        marked: whether a first stage has marked columns to leave out.
     """
 
     embeddings: Tensor
@@ -34,6 +35,7 @@ class Request:
     images: Sequence[Sequence[int]] | None
     features: tuple[Tensor, Sequence[Tensor]] | None
     keep_hidden_states: bool
+    marked: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,6 +74,7 @@ def read_request(
         keywords.get("visual_images"),
         features,
         bool(keywords.get("output_hidden_states", wanted)),
+        bool(keywords.get("first_stage")),
     )
 
 

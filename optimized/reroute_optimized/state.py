@@ -52,20 +52,28 @@ def first_state(
 
 
 def later_state(
-    decoder: Decoder, schedule: Schedule, state: RoutingState, past: Past, done: Prefill, positions: Tensor
+    decoder: Decoder,
+    schedule: Schedule,
+    state: RoutingState,
+    past: Past,
+    done: Prefill,
+    positions: Tensor,
+    hidden_columns: Tensor | None = None,
+    columns: int | None = None,
 ) -> RoutingState:
     """After a later turn with visual rows, on top of ``state``; arguments as for :func:`first_state`."""
     layout = done.layout
     coordinates, routed = largest(positions).expand(len(layout.plans), -1), _routed(schedule, layout)
+    num_rows = _num_rows(layout, coordinates.device)
     return RoutingState(
-        columns=state.columns + layout.num_columns,
+        columns=state.columns + (layout.num_columns if columns is None else columns),
         held=_held(decoder, layout, past, coordinates.device),
-        num_rows=state.num_rows + _num_rows(layout, coordinates.device),
-        hidden_columns=state.hidden_columns,
+        num_rows=state.num_rows + num_rows,
+        hidden_columns=state.hidden_columns
+        if hidden_columns is None
+        else state.hidden_columns + hidden_columns,
         next_positions=_reached(layout, routed, state.next_positions, coordinates),
-        reach=(state.reach + layout.num_columns).masked_fill(
-            torch.tensor(routed, device=coordinates.device), 0
-        ),
+        reach=(state.reach + num_rows).masked_fill(torch.tensor(routed, device=coordinates.device), 0),
         renumbered=schedule.positions == "renumber",
         guard=done.guard,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import canonical
 from .api import routed
+from .first_stage import first_stage
 from .probe import Probe, Replay
 from .selection import select_places
 from .target_session import Session
@@ -146,6 +147,11 @@ class TorchTarget:
         if isinstance(given, str):
             return Schedule.load(given, num_layers, attention_blocks).to_dict()
         return Schedule.from_dict(given).validate(num_layers, attention_blocks).to_dict()
+
+    @torch.no_grad()
+    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+        """What Nüwa's first stage makes of a batch: embeddings, masks and positions of what it leaves."""
+        return first_stage(model, inputs, tier)
 
 
 def torch_target() -> TorchTarget:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, features_per_image
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .deepstack import DeepStack
 from .engine import Rows, Turn
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
+from .nuwa import FirstStage
 from .probe import Probe
 from .records import Prefill
 from .request import Request, read_request
@@ -36,12 +38,20 @@ class Router:
         generating: whether the forward is a step of ``generate``, which reads the last column.
     """
 
-    def __init__(self, model: nn.Module, decoder: Decoder, family: Family, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: Decoder,
+        family: Family,
+        schedule: Schedule,
+        stage: FirstStage | None = None,
+    ) -> None:
         self.decoder = decoder
         self.schedule = schedule
         self.last: Prefill | None = None
         self.probe: Probe | None = None
         self.generating = False
+        self._stage = stage
         self._has_placeholders = family.merger is not None
         self._features_per_image = features_per_image(model)
         self._busy = threading.Lock()
@@ -141,22 +151,18 @@ class Router:
     def _routed_turn(
         self, cache: RoutedCache, request: Request, visual: Flags, featured: Flags | None
     ) -> tuple[Tensor, list[Tensor] | None]:
-        past, state, embeddings = Past.of(cache), cache.routing, request.embeddings
+        past, state, real = Past.of(cache), cache.routing, flags(request.shape, True)
         assert state is not None
-        layout = build_layout(
-            self.schedule,
-            self.decoder.num_layers,
-            flags(request.shape, True),
-            visual,
-            self._features_per_image if request.images is None else request.images,
-            embeddings.device,
-        )
         positions = request.positions
         if positions is None:
-            positions = state.next_positions[:, -1:] + counted(None, request.shape[1], embeddings.device)
-        turn = self._turn(layout, request, positions, featured, cache, past)
+            steps = counted(None, request.shape[1], request.embeddings.device)
+            positions = state.next_positions[:, -1:] + steps
+        rows, positions, dropped = self._rows(request, positions, real, visual, featured)
+        turn = self._turn(rows, request, cache, past)
         final = turn.run()
-        cache.routing = later_state(self.decoder, self.schedule, state, past, turn.done, positions)
+        cache.routing = later_state(
+            self.decoder, self.schedule, state, past, turn.done, positions, dropped, request.shape[1]
+        )
         self.last = turn.done
         return final, turn.hidden_states
 
@@ -164,7 +170,7 @@ class Router:
         self, cache: Any, wanted: bool, request: Request
     ) -> tuple[Tensor, list[Tensor] | None, RoutedCache | None]:
         """Routes a batch of prompts. The caller's cache is touched only when everything has succeeded."""
-        shape, embeddings = request.shape, request.embeddings
+        shape, device = request.shape, request.embeddings.device
         checks.check_attention_mask(request.attention_mask, *shape)
         if self._has_placeholders and request.visual_mask is None and shape[1] > 1:
             raise RerouteError(
@@ -181,6 +187,28 @@ class Router:
                 "pads on the right, where generate would go on from a column of padding",
                 "pad on the left: padding_side='left'",
             )
+        positions = request.positions
+        if positions is None:
+            present = None if all(map(all, real)) else torch.tensor(real, device=device)
+            positions = counted(present, shape[1], device)
+        rows, positions, dropped = self._rows(request, positions, real, visual, featured)
+        filled = make_cache(self.decoder) if wanted else None
+        turn = self._turn(rows, request, filled, None)
+        final = turn.run()
+        if filled is not None:
+            filled.routing = first_state(self.decoder, self.schedule, turn.done, positions, dropped, shape[1])
+        self.last = turn.done
+        return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
+
+    def _rows(
+        self, request: Request, positions: Tensor, real: Flags, visual: Flags, featured: Flags | None
+    ) -> tuple[Rows, Tensor, Tensor | None]:
+        """What the blocks are given: its layout, embeddings and rotary; its positions; and [B] columns left out."""
+        embeddings, schedules, dropped = request.embeddings, None, None
+        if self._stage is not None and request.marked:
+            short, real, visual = self._stage.leave_out(embeddings, positions, real, visual)
+            embeddings, positions, dropped = short.embeddings, short.positions, short.dropped
+            schedules = [self._stage.schedule_for(self.schedule, count) for count in short.images]
         layout = build_layout(
             self.schedule,
             self.decoder.num_layers,
@@ -188,35 +216,19 @@ class Router:
             visual,
             self._features_per_image if request.images is None else request.images,
             embeddings.device,
+            schedules,
         )
-        positions = request.positions
-        if positions is None:
-            positions = counted(layout.real, layout.num_columns, embeddings.device)
-        filled = make_cache(self.decoder) if wanted else None
-        turn = self._turn(layout, request, positions, featured, filled, None)
-        final = turn.run()
-        if filled is not None:
-            filled.routing = first_state(self.decoder, self.schedule, turn.done, positions)
-        self.last = turn.done
-        return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
-
-    def _turn(
-        self,
-        layout: Any,
-        request: Request,
-        positions: Tensor,
-        featured: Flags | None,
-        cache: RoutedCache | None,
-        past: Past | None,
-    ) -> Turn:
-        embeddings, features = request.embeddings, None
+        features = None
         if featured is not None and request.features is not None:
             features = DeepStack.of(request.features[1], featured, embeddings)
         rotary = self.decoder.position_embeddings(embeddings, positions)
+        return Rows(layout, embeddings, rotary, features), positions, dropped
+
+    def _turn(self, rows: Rows, request: Request, cache: RoutedCache | None, past: Past | None) -> Turn:
         return Turn(
             self.decoder,
             self.schedule,
-            Rows(layout, embeddings, rotary, features),
+            rows,
             cache,
             past=past,
             probe=self.probe,
