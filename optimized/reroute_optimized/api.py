@@ -15,10 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder, check_generation
 from .decoder import Decoder
+from .generation import Generation
 from .nuwa import FirstStage
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
-from .text_model import Router, routed_class, router_of
+from .router import Router
+from .text_model import routed_class, router_of
 
 
 class Routed:
@@ -174,14 +176,16 @@ def _generating_class(
     def generate(
         self: nn.Module, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        check_generation(self, generation_config, kwargs)
+        cached = check_generation(self, generation_config, kwargs)
         check_companions(family, {"input_ids": inputs, **kwargs})
-        router.generating = True
+        router.generation = Generation(
+            cached, kwargs.pop("visual_mask", None), kwargs.pop("visual_images", None)
+        )
         try:
             with nullcontext() if placeholders is None else placeholders.keeping():
                 return base.generate(self, inputs, generation_config, *args, **kwargs)
         finally:
-            router.generating = False
+            router.generation = None
 
     namespace = {"generate": generate, "_reroute_undo": (handles, undo), "__module__": base.__module__}
     return type(base.__name__, (base,), {**namespace, "__doc__": base.__doc__})

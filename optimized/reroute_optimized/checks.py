@@ -178,34 +178,28 @@ def check_later_turn(state: RoutingState, batch: int, columns: int, attention_ma
         )
 
 
-def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping[str, Any]) -> None:
-    """Refuse ways of generating that cut or revise a prefill.
+def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping[str, Any]) -> bool:
+    """Refuse ways of generating that cut or revise a prefill, and caches that are no dynamic one.
+
+    Returns:
+        Whether the steps go on with a cache.
 
     Raises:
         RerouteError: naming the option.
     """
     own: Any = getattr(model, "generation_config", None)
 
-    def asked(name: str) -> bool:
-        return any(
-            value
-            for value in (keywords.get(name), *(getattr(c, name, None) for c in (generation_config, own)))
-        )
+    def values(name: str) -> list[Any]:
+        configured = (getattr(config, name, None) for config in (generation_config, own))
+        return [value for value in (keywords.get(name), *configured) if value is not None]
 
-    if keywords.get("visual_mask") is not None:
-        raise RerouteError(
-            "visual_mask", "generate does not pass it on", "call the model with it, then token by token"
-        )
-    configured = (
-        keywords.get("use_cache"),
-        *(getattr(c, "use_cache", None) for c in (generation_config, own)),
-    )
-    if next((value for value in configured if value is not None), True) is False:
-        raise RerouteError(
-            "use_cache", "is False: every step would be a new prefill, with new decisions", "leave it on"
-        )
-    if asked("prefill_chunk_size"):
+    kind = next(iter(values("cache_implementation")), None)
+    if kind not in (None, "dynamic", "dynamic_full"):
+        raise RerouteError("cache_implementation", f"{kind!r} is not routed", "leave it out")
+    if any(values("prefill_chunk_size")):
         raise RerouteError("prefill_chunk_size", "a routed prefill is not cut into chunks", "leave it None")
     for name in _ASSISTED:
-        if asked(name):
+        if any(values(name)):
             raise RerouteError(name, "assisted generation is not defined for routed models", "leave it out")
+    # transformers turns the cache on where embeddings are given: later steps know nothing of them
+    return bool(next(iter(values("use_cache")), True)) or keywords.get("inputs_embeds") is not None
