@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .mutants import Mutant
     from .runner import CheckResult
 
@@ -54,7 +56,9 @@ def mutants(
         for record in records:
             lived = "[red]survived[/]" if record["by"] is None else f"[red]{record['by']} instead[/]"
             outcome = "[green]killed[/]" if record["killed"] else lived
-            table.add_row(*(str(record[key]) for key in ("mutant", "rule", "check")), outcome, str(record["examples"]))
+            table.add_row(
+                *(str(record[key]) for key in ("mutant", "rule", "check")), outcome, str(record["examples"])
+            )
         _console().print(table)
         typer.secho(f"killed {killed} of {len(records)}", bold=True)
     raise typer.Exit(0 if killed == len(records) else 1)
@@ -66,29 +70,35 @@ def smoke(
         str, typer.Option(help="As for conform. The reference alone tells whether the suite runs here.")
     ] = "reference",
     cmd: Annotated[str | None, typer.Option("--cmd", help="In place of --target: a command.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a command of --cmd may take for a case.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a command of --cmd may take for a case.")
+    ] = 60.0,
 ) -> None:
     """A few cases of every check, in seconds: first of the reference, then of the target. No verdict."""
-    from .cli import _print_failures, _prepare
+    from .cli import _console, _prepare
+    from .report import check_record
+    from .report_text import print_failures
     from .runner import run_suite
     from .targets import TargetName
 
     _prepare()
     for named in dict.fromkeys([TargetName("reference"), TargetName(None if cmd else target, cmd, timeout)]):
         with named.made() as implementation:
-            report = run_suite(implementation, examples=_SMOKE_EXAMPLES, fixed=_SMOKE_EXAMPLES)
+            report = run_suite(implementation, examples=_SMOKE_EXAMPLES)
         cases = sum(result.examples for result in report.results)
         if report.failures:
-            _print_failures(report)
+            print_failures(_console(), [check_record(result) for result in report.results])
             typer.echo(f"{report.target}: {len(report.failures)} of {len(report.results)} checks fail")
             broken = named == TargetName("reference")
-            typer.echo("The suite does not work here." if broken else "Run vlm-reroute conform for the whole of it.")
+            typer.echo(
+                "The suite does not work here." if broken else "Run vlm-reroute conform for the whole of it."
+            )
             raise typer.Exit(_HARNESS_ERROR if broken else 1)
         typer.echo(f"{report.target}: {cases} cases of {len(report.results)} checks, nothing broken")
     typer.echo("This is no verdict: vlm-reroute conform gives one.")
 
 
-def _stderr() -> object:
+def _stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)

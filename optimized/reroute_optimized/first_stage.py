@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .decoder import counted
 from .layout import flags, read_masks
-from .nuwa import FirstStage
+from .nuwa import PATCHES, FirstStage
 
 
 class _MergedError(Exception):
@@ -22,7 +22,7 @@ class _MergedError(Exception):
         self.given = given
 
 
-def first_stage(model: nn.Module, inputs: Mapping[str, Any], tier: str) -> dict[str, Tensor]:
+def first_stage(model: nn.Module, inputs: Mapping[str, Any], tier: str) -> dict[str, Any]:
     """What the first stage leaves of a batch, left-padded.
 
     Args:
@@ -31,7 +31,8 @@ def first_stage(model: nn.Module, inputs: Mapping[str, Any], tier: str) -> dict[
         tier: ``64``, ``128`` or ``192``.
 
     Returns:
-        ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S'].
+        ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S']; ``metric``
+        [images, 576], and ``pillars``, patches per image.
 
     Raises:
         RerouteError: a model or a tier for which the stage is not defined; inputs without ids.
@@ -62,9 +63,13 @@ def first_stage(model: nn.Module, inputs: Mapping[str, Any], tier: str) -> dict[
     short, alive, routable = stage.leave_out(
         embeddings, positions, real or flags(shape, True), visual or flags(shape, False)
     )
+    none = torch.zeros(0, PATCHES), torch.zeros(0, stage.kept, dtype=torch.long)
+    metric, pillars = stage.chosen or none
     return {
         "inputs_embeds": short.embeddings,
         "visual_mask": torch.tensor(routable, device=embeddings.device),
         "attention_mask": torch.tensor(alive, device=embeddings.device).long(),
         "position_ids": short.positions,
+        "metric": metric,
+        "pillars": pillars.tolist(),
     }

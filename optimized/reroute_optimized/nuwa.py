@@ -21,7 +21,7 @@ from .layout import Flags
 from .selection import compaction
 
 _SIDE, _DEPTH = 24, 24
-_PATCHES = _SIDE * _SIDE
+PATCHES = _SIDE * _SIDE
 _AVERAGED = range(16, 25)
 """Hidden states whose mean says what resembles what; 0 are the embeddings, so state k is what block k - 1 returns."""
 _REACH = math.sqrt(280)
@@ -41,6 +41,10 @@ class FirstStage:
         model: with the tower.
         tower: its description.
         tier: ``64``, ``128`` or ``192``.
+
+    Attributes:
+        kept: pillars of an image.
+        chosen: metric [n, 576] and pillars [n, kept] of the images that were encoded last.
 
     Raises:
         RerouteError: a tower of another size, or one whose features are read elsewhere.
@@ -66,6 +70,7 @@ class FirstStage:
         self._metric: Tensor | None = None
         self._states: list[Tensor] = []
         self._pillars: Tensor | None = None
+        self.chosen: tuple[Tensor, Tensor] | None = None
 
     def register(self) -> list[RemovableHandle]:
         """The hooks."""
@@ -108,6 +113,7 @@ class FirstStage:
         similar = torch.stack([_wide(state) for state in self._states]).mean(0)
         self._metric, self._states = None, []
         pillars = self._pillars = choose_pillars(metric, self._candidates, self.kept)
+        self.chosen = metric, pillars
         weights = pillar_weights(metric, pillars, similar)
         gathered = (weights @ _wide(features)).to(features.dtype)
         at = pillars[..., None].expand(-1, -1, features.shape[2])
@@ -143,18 +149,18 @@ class FirstStage:
                 if not flag:
                     kept.append(False)
                     continue
-                if placeholders % _PATCHES == 0:
+                if placeholders % PATCHES == 0:
                     kept += [True] * self.kept
                 placeholders += 1
             rows.append(kept)
-            images.append(placeholders // _PATCHES)
+            images.append(placeholders // PATCHES)
         width = max(map(len, rows))
         pads = torch.tensor([width - len(row) for row in rows], device=embeddings.device)
         present = torch.tensor(real, device=embeddings.device) & (embeddings[..., 0] != _DROPPED)
         columns, _ = compaction(torch.nn.functional.pad(present, (0, 1)), width, pads)
         shortened = _take(embeddings, columns)
         coordinates = positions.expand(len(rows), -1)[..., None]
-        dropped = torch.tensor(images, device=embeddings.device) * (_PATCHES - self.kept)
+        dropped = torch.tensor(images, device=embeddings.device) * (PATCHES - self.kept)
         batch = Shortened(shortened, _take(coordinates, columns)[..., 0], tuple(images), dropped)
         return (
             batch,
@@ -184,7 +190,7 @@ def choose_pillars(metric: Tensor, candidates: int, kept: int) -> Tensor:
     """The best of the best of every region, ascending: [n, kept] of ``metric`` [n, 576]. Ties go to the lower patch."""
     half = _SIDE // 2
     patches = (
-        torch.arange(_PATCHES, device=metric.device).view(half, 2, half, 2).transpose(1, 2).reshape(-1, 4)
+        torch.arange(PATCHES, device=metric.device).view(half, 2, half, 2).transpose(1, 2).reshape(-1, 4)
     )
     regions = metric[:, patches]  # [n, 144, 4], ascending patches within a region
     order = torch.sort(regions, dim=2, descending=True, stable=True).indices[..., :candidates]
@@ -203,7 +209,7 @@ def pillar_weights(metric: Tensor, pillars: Tensor, similar: Tensor) -> Tensor:
     """
     unit = torch.nn.functional.normalize(similar, dim=-1)
     own = unit.gather(1, pillars[..., None].expand(-1, -1, unit.shape[2]))
-    grid = torch.arange(_PATCHES, device=metric.device)
+    grid = torch.arange(PATCHES, device=metric.device)
     places = torch.stack([grid // _SIDE, grid % _SIDE], dim=1).to(unit.dtype)
     near = 1 - (torch.cdist(places, places) / _REACH).clamp(max=1)
     weights = (own @ unit.transpose(1, 2)).relu() * near[pillars]

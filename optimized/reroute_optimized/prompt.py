@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .cache import RoutedCache
+from .checks import check_prompt
 
 
 class Placeholders:
@@ -58,6 +59,11 @@ class Placeholders:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = arguments(module, args, kwargs)
         input_ids, cache = given.get("input_ids"), given.get("past_key_values")
+        self._carried = {}
+        if given.get("position_ids") is None:
+            check_companions(self._family, given)
+        if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[-1] == 1):
+            check_prompt(self._model, self._family, input_ids, given)
         self._carried = {name: getattr(module, name) for name in self._family.carried}
         for name in self._carried:  # one request's state is no other's
             setattr(module, name, None)
@@ -72,10 +78,9 @@ class Placeholders:
                 images = self._images(input_ids, given)
                 if images is not None:
                     added["visual_images"] = images
-        if given.get("position_ids") is None:
-            check_companions(self._family, given)
-            if self._family.carried and isinstance(cache, RoutedCache) and cache.routing is not None:
-                added["position_ids"] = self._positions(cache, given)
+        moves = bool(self._family.carried) and given.get("position_ids") is None
+        if moves and isinstance(cache, RoutedCache) and cache.routing is not None:
+            added["position_ids"] = self._positions(cache, given)
         return args, {**kwargs, **added}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -25,8 +25,24 @@ class TorchTarget:
     """Backend ``torch`` behind the target protocol."""
 
     name = "optimized-torch"
-    profiles = frozenset({"core", "stagewise", "batch", "cache", "gqa", "session", "presets", "hf"})
+    profiles = frozenset(
+        {
+            "core",
+            "stagewise",
+            "gqa",
+            "mrope",
+            "batch",
+            "cache",
+            "session",
+            "methods",
+            "presets",
+            "nuwa",
+            "low-precision",
+            "hf",
+        }
+    )
     families = frozenset({"llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5"})
+    device = "cpu"  # where the suite's models are
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.
