@@ -16,7 +16,7 @@ from .cases import ModelCase
 from .judge import judge
 from .models import forget_target_models
 from .protocol import Target
-from .refusal_cases import FAULTS, Fault, RefusalCase
+from .refusal_cases import FAULTS, LAYOUT, Fault, RefusalCase
 from .verdict import Verdict
 
 
@@ -37,6 +37,8 @@ def judge_refusal(case: RefusalCase, target: Target) -> Verdict:
     def ask() -> Any:
         if fault.call == "generate":
             return target.generate(model, inputs, schedule, 2)
+        if fault.call == "plan":
+            return target.plan(dict(fault.schedule), 4, *LAYOUT)
         return target.run(model, inputs, schedule)
 
     error = refusal(ask)

@@ -160,7 +160,8 @@ def test_a_report_lists_what_its_verdict_says_nothing_about():
 
 
 @pytest.mark.parametrize(
-    "name", ["higher-ordinal-wins-ties", "deferred-rows-run-through-the-mlp", "row-0s-decision-for-the-whole-batch"]
+    "name",
+    ["higher-ordinal-wins-ties", "deferred-rows-run-through-the-mlp", "row-0s-decision-for-the-whole-batch"],
 )
 def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
     entry = next(entry for entry in MUTANTS if entry.name == name)

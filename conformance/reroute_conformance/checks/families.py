@@ -6,8 +6,9 @@ from typing import Any
 
 from ..family_cases import QwenCase
 from ..family_strategies import qwen_cases, qwen_prompts, text_first_cases
-from ..judges import judge_before_images, judge_generation, judge_requests
+from ..judges import judge_before_images, judge_generation, judge_requests, judge_select
 from ..protocol import FAMILIES
+from ..real_scores import attention_cases
 from ..refusal_cases import FAULTS, RefusalCase, refusals
 from ..refusals import judge_refusal
 from .check import Check, ids
@@ -23,8 +24,10 @@ _OWN = {
 
 def family_checks() -> tuple[Check, ...]:
     """In the order of the report."""
+    real, order = attention_cases(), ids("RR-SEL-001 RR-SEL-003 RR-SEL-004")
     checks = [
-        Check("text-first", "trace", "core", ("RR-EQV-007",), text_first_cases(), 40, judge_before_images)
+        Check("select-attention", "select", "core", order, real, 60, judge_select),
+        Check("text-first", "trace", "core", ("RR-EQV-007",), text_first_cases(), 40, judge_before_images),
     ]
     for family, own in _OWN.items():
         drawn, fixed = qwen_cases(family), qwen_prompts(family)
