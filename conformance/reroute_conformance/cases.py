@@ -88,11 +88,17 @@ class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
     network_rules: ClassVar[tuple[str, ...]] = ()
+    rotary_rule: ClassVar[str] = "RR-BLOCK-002"
     schedule: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     new_tokens: int = 0
     decisions: list[list[list[int]]] | None = None
     poison: list[int] | None = None  # (request, real row) whose embedding is NaN
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it is computed in."""
+        return torch.float32
 
     def routing(self) -> Schedule:
         """The schedule."""
@@ -151,6 +157,7 @@ class DecoderCase(RoutedCase):
 
     kind: ClassVar[str] = "decoder"
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
+    rotary_rule: ClassVar[str] = "RR-BLOCK-005"  # what the keys of the first block tell
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     gain: float = 1.0  # of all queries: 0 scores all rows alike, much makes attention peaked
@@ -179,9 +186,9 @@ class DecoderCase(RoutedCase):
         visual, real = (torch.zeros(len(self.rows), length, dtype=torch.bool) for _ in range(2))
         for index, row in enumerate(self.rows):
             place = _place(row, length)
-            embeds[index, place] = torch.randn(_NUM_SEEDED_ROWS, size, generator=_generator(row.seed))[
-                : len(row.layout)
-            ]
+            drawn = max(_NUM_SEEDED_ROWS, len(row.layout))
+            noise = torch.randn(drawn, size, generator=_generator(row.seed))
+            embeds[index, place] = noise[: len(row.layout)]
             visual[index, place] = torch.tensor([letter == "v" for letter in row.layout])
             real[index, place] = True
             if self.poison is not None and self.poison[0] == index:

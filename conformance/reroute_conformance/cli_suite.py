@@ -73,7 +73,9 @@ def smoke(
     ] = 60.0,
 ) -> None:
     """A few cases of every check, in seconds: first of the reference, then of the target. No verdict."""
-    from .cli import _prepare, _print_failures
+    from .cli import _console, _prepare
+    from .report import check_record
+    from .report_text import print_failures
     from .runner import run_suite
     from .targets import TargetName
 
@@ -83,7 +85,7 @@ def smoke(
             report = run_suite(implementation, examples=_SMOKE_EXAMPLES, fixed=_SMOKE_EXAMPLES)
         cases = sum(result.examples for result in report.results)
         if report.failures:
-            _print_failures(report)
+            print_failures(_console(), [check_record(result) for result in report.results])
             typer.echo(f"{report.target}: {len(report.failures)} of {len(report.results)} checks fail")
             broken = named == TargetName("reference")
             typer.echo(

@@ -80,7 +80,7 @@ def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
     ):
         return verdict
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
-    models = narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
+    models = narrow, wide = case.reference_model(case.precision), case.reference_model(torch.float64)
     schedule = case.routing()
     outputs = run(narrow, inputs, schedule, decisions=replay), run(wide, inputs, schedule, decisions=replay)
     for b, answer in enumerate(answers):
@@ -91,7 +91,7 @@ def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
 
 def read_case(case: RoutedCase, inputs: Mapping[str, Any] | None = None) -> tuple[list[Prompt], list[Plan]]:
     """Every request of a batch, the case's own unless given, and its plan."""
-    decoder = as_decoder(case.reference_model(torch.float32), None)
+    decoder = as_decoder(case.reference_model(case.precision), None)
     prompts = read_prompts(decoder, case.inputs() if inputs is None else inputs)
     return prompts, [planned(decoder, case.routing(), prompt) for prompt in prompts]
 

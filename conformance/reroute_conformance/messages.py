@@ -91,7 +91,7 @@ def requests_of(
         if last - first + 1 != len(rows):
             raise RerouteError("attention_mask", f"request {b} has gaps", "pad on the left or on the right")
         key = f"{prefix}requests.{b}.embeddings"
-        tensors[key] = embeddings[b].to(torch.float32).contiguous()
+        tensors[key] = embeddings[b].contiguous()
         request: dict[str, Any] = {
             "embeddings": {"tensor": key},
             "visual": inputs["visual_mask"][b, rows].tolist(),
@@ -158,12 +158,14 @@ class Reply:
         names: key in the file by quantity.
         found: the file.
         prefix: what the names of quantities begin with.
+        dtype: of the case.
     """
 
     config: CanonicalConfig
     names: Mapping[str, str]
     found: Mapping[str, Tensor]
     prefix: str = ""
+    dtype: torch.dtype = torch.float32
 
     def take(self, b: int, quantity: str, *axes: int | None) -> Tensor:
         """A quantity of request ``b``; None stands for an axis of rows."""
@@ -171,8 +173,9 @@ class Reply:
         tensor = self.found.get(self.names.get(name, ""))
         if tensor is None:
             raise MalformedError(f"{name} is missing")
-        if tensor.dtype != torch.float32:
-            raise MalformedError(f"{name} is {tensor.dtype}, expected float32")
+        if tensor.dtype != self.dtype:
+            expected = str(self.dtype).removeprefix("torch.")
+            raise MalformedError(f"{name} is {tensor.dtype}, expected {expected}")
         right = tensor.ndim == len(axes)
         if not right or any(size not in (None, have) for size, have in zip(axes, tensor.shape, strict=True)):
             wanted = ", ".join("rows" if size is None else str(size) for size in axes)

@@ -23,9 +23,11 @@ from .cases import RoutedCase
 from .diagnosis import decode_rule, family_rule, key_rule, misread_runs, score_rule
 from .misreadings import Misreading, gated, with_features
 from .selection import judge_selection
-from .tolerance import Measured, close, describe, same, score_tau
+from .tolerance import LOW_PRECISION, Measured, close, describe, same, score_tau
 from .verdict import Verdict
 
+NOTHING = Measured(*[torch.empty(0)] * 3)
+"""In place of a quantity that a check names and that is judged elsewhere."""
 _QUANTITY = frozenset({"scores", "keys", "residual", "states"})
 """What checks call a measured quantity."""
 
@@ -63,6 +65,11 @@ class RequestJudge:
         """Whether rows that are not selected are gone."""
         return self.case.routing().action == "delete"
 
+    @property
+    def renumbering(self) -> bool:
+        """Whether active rows are counted anew."""
+        return self.case.routing().positions == "renumber"
+
     @cached_property
     def decoder(self) -> Decoder:
         """The model as the reference sees it."""
@@ -84,7 +91,7 @@ class RequestJudge:
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
         records = [output.traces[self.b].decisions for output in self.outputs]
-        tau = score_tau(records[0], records[1], torch.float32)
+        tau = score_tau(records[0], records[1], self.case.precision)
         before: Sequence[int] = range(self.request.num_visual)
         for stage in self.request.stages:
             if stage.index > 0:
@@ -110,12 +117,15 @@ class RequestJudge:
             torch.tensor(record.scores, dtype=torch.float64),
             torch.tensor(plain.scores),
             torch.tensor(exact.scores, dtype=torch.float64),
+            precision=self.case.precision,
         )
-        reduced = self.case.routing().score
+        reduced, due = self.case.routing().score, "RR-SCORE-001"
+        if reduced.source == "previous":
+            due = "RR-SCORE-007"
         self.verdict.exercised["RR-SCORE-004"] += reduced.query == "last_n" or reduced.heads == "max"
         self.verdict.exercised["RR-SCORE-008"] += len(record.pool) > len(before)
         self.verdict.exercised.update(("RR-SCORE-002", "RR-SCORE-003", "RR-SCORE-009", "RR-NUM-001"))
-        rule, reading = ("RR-SCORE-001", "")
+        rule, reading = (due, "")
         if any(self.earlier):
             self.require(
                 "RR-KV-007",
@@ -139,7 +149,13 @@ class RequestJudge:
         )
         if right and self.case.decisions is None:
             self.judge_choice(where, record)
-            judge_ambiguity(self.b, record, exact, self.request, tau, self.verdict)
+            low = self.case.precision in LOW_PRECISION
+            found = Verdict() if low else self.verdict
+            judge_ambiguity(self.b, record, exact, self.request, tau, found)
+            if low:  # such decisions are reported  RR-NUM-002
+                found.differing = len(found.violations)
+                found.violations.clear()
+                self.verdict.add(found)
         derived = make_record(self.request, stage.index, record.pool, record.scores, record.selected, before)
         self.require(
             "RR-POOL-005",
@@ -240,7 +256,8 @@ class RequestJudge:
             x = self.measured(actual, [held_by(output) for output in self.outputs])
             rule, reading = self.named("RR-BLOCK-003", x, held_by)
             if part == 0 and layer == stage.first and rule == "RR-BLOCK-003":
-                rule = "RR-BLOCK-005" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-002"
+                rule = self.case.rotary_rule if stage.index == 0 else "RR-BLOCK-002"
+                rule = "RR-BLOCK-009" if stage.index > 0 and self.renumbering else rule
                 if not close(x):
                     rule, reading = key_rule(x) or (rule, reading)
             for each in dict.fromkeys((rule, "RR-BLOCK-003")):
@@ -328,9 +345,10 @@ class RequestJudge:
 
     def judge_decode(self, tokens: Tensor, logits: Measured) -> None:
         """Logits after every token that was fed."""
-        self.verdict.exercised["RR-KV-004"] += 1
+        self.verdict.exercised["RR-BLOCK-009" if self.renumbering else "RR-KV-004"] += 1
         rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
+        names |= {"keys": NOTHING} if rule == "RR-BLOCK-009" else {}
         where = "decode logits [token, vocabulary]"
         self.require(
             rule, where, lambda: reading + describe(logits), close=close, decode_logits=logits, **names
@@ -359,6 +377,7 @@ def about(rule: str, x: Measured) -> dict[str, Any]:
     """A quantity under the names that a rule's check has for it."""
     given: dict[str, Any] = dict.fromkeys(_QUANTITY & names(rule), x)
     given |= {"outputs": [x]} if "outputs" in names(rule) else {}
+    given |= {"decode_logits": NOTHING} if "decode_logits" in names(rule) else {}
     given |= {"cached_rows": 0} if rule == "RR-BLOCK-011" else {}  # the caches were judged before
     return {"close": close, **given}
 
@@ -384,6 +403,7 @@ def judge_ambiguity(
         threshold.update({ordinal: lowest for ordinal in span if ordinal in score})
     ambiguous = {v for v in score if abs(score[v] - threshold[v]) <= tau * threshold[v]}
     verdict.decisions += 1
+    verdict.margins.append(record.margin)
     near = ((score[u], score[v]) for u in ambiguous & right for v in ambiguous - right)
     verdict.ambiguous += any(a != b for a, b in near)  # exact ties do not count
 

@@ -18,7 +18,7 @@ from reroute_spec.errors import unknown
 from reroute_spec.presets import preset
 from torch import Tensor, nn
 
-from .protocol import FAMILIES, PROFILES, Model, Target, missing_members
+from .protocol import DTYPES, FAMILIES, PROFILES, Model, Target, missing_members
 from .reference_session import ReferenceSession, loaded, observe
 
 
@@ -26,8 +26,9 @@ class ReferenceTarget:
     """The reference behind the target protocol; mutants are small overrides of it."""
 
     name = "reference"
-    profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "session", "prefix", "shards", "hf"})
+    profiles = frozenset(PROFILES)
     families = frozenset(FAMILIES)
+    device = "cpu"
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
@@ -186,7 +187,7 @@ def load_target(name: str) -> Target:
         raise RerouteError(
             f"{name}.profiles", f"is a {type(target.profiles).__name__}", "give a frozenset of names"
         )
-    for claim, known in (("profiles", PROFILES), ("families", FAMILIES)):
+    for claim, known in (("profiles", PROFILES), ("families", FAMILIES), ("dtypes", ("float32", *DTYPES))):
         strange = set(getattr(target, claim, ())) - set(known)
         if strange:
             raise RerouteError(

@@ -67,9 +67,11 @@ struct request read_request(const struct json *data, const struct decoder *d, co
     request.embeddings = embeddings->values + left * (size_t)d->hidden;
     if (json_get(data, "positions")) {
         const struct tensor *positions = named(data, "positions", tensors);
-        if (!positions->integers || positions->axes != 1 || positions->size[0] != visual->length)
-            refuse("positions", "give int64 [S]", "have another shape or dtype");
+        bool three = d->mrope && positions->axes == 2 && positions->size[0] == 3;
+        if (!positions->integers || (positions->axes != 1 && !three) || positions->size[three] != visual->length)
+            refuse("positions", d->mrope ? "give int64 [S] or [3, S]" : "give int64 [S]", "have another shape or dtype");
         request.positions = positions->integers;
+        request.axes = three ? 3 : 1;
     }
     if (json_get(data, "decisions"))
         request.decisions = json_need(data, "decisions", JSON_ARRAY);
@@ -83,6 +85,9 @@ static void answer_run(const struct json *inputs, const struct json *message, st
     const struct json *config = json_need(json_need(inputs, "decoder", JSON_OBJECT), "config", JSON_OBJECT);
     int num_layers = json_size(json_need(config, "shape", JSON_OBJECT), "num_layers", 1), index = 0;
     const struct schedule *schedule = read_schedule(json_get(inputs, "schedule"), num_layers); /* RR-CFG-008 */
+    const struct json *section = json_get(config, "mrope_section");
+    if (schedule->renumber && section && section->type != JSON_NULL) /* RR-CFG-011 */
+        refuse("positions", "use preserve", "are of three coordinates, which cannot be renumbered");
     if (schedule->renumber || schedule->previous)
         skip("positions renumber and score source previous are not part of this port");
     if (json_get(message, "dtype") && !json_is(json_get(message, "dtype"), "float32"))
@@ -170,7 +175,7 @@ int main(void) {
             break;
         if (json_is(type, "hello")) {
             puts("{\"type\":\"capabilities\",\"protocol\":1,\"name\":\"port-c\",\"dtypes\":[\"float32\"],"
-                 "\"profiles\":[\"core\",\"stagewise\",\"gqa\",\"batch\",\"cache\",\"session\"]}");
+                 "\"profiles\":[\"core\",\"stagewise\",\"gqa\",\"mrope\",\"batch\",\"cache\",\"session\"]}");
         } else if (json_is(type, "case") && json_integer(json_get(message, "seq"), 0, &seq)) {
             answer_case(message, seq);
         } else {

@@ -119,9 +119,14 @@ struct block {
     const float *input_norm, *post_norm, *q, *k, *v, *o, *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
     const float *gate, *up, *down;
 };
+struct position {
+    int64_t axis[3]; /* time, height, width; all equal where positions are scalar */
+};
 struct decoder {
     int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
     double eps, theta;
+    bool mrope;
+    int *axis; /* [h / 2], the coordinate that turns a pair of channels */
     struct block *block;
     const float *embed, *norm, *head;
 };
@@ -131,11 +136,11 @@ struct cache {
 };
 struct decoder *read_decoder(const struct json *data, const struct tensor *tensors);
 void rms_norm(const float *x, const float *weight, int size, double eps, float *out);
-void make_query(const struct decoder *d, int layer, const float *normed, int64_t position, float *query);
-void make_key(const struct decoder *d, int layer, const float *normed, int64_t position, float *key);
+void make_query(const struct decoder *d, int layer, const float *normed, struct position at, float *query);
+void make_key(const struct decoder *d, int layer, const float *normed, struct position at, float *key);
 void softmax_row(const struct decoder *d, const float *query, const float *keys, int head, int rows,
                  double *weights);
-void run_row(const struct decoder *d, int layer, float *x, int64_t position, struct cache *cache);
+void run_row(const struct decoder *d, int layer, float *x, struct position at, struct cache *cache);
 void make_logits(const struct decoder *d, const float *x, float *logits);
 
 /* ---- route.c: one request, routed ---- */
@@ -143,7 +148,8 @@ void make_logits(const struct decoder *d, const float *x, float *logits);
 struct request {
     struct plan *plan;
     const float *embeddings;  /* [S, d], padding gone */
-    const int64_t *positions; /* [S], or NULL: S positions from the next one on */
+    const int64_t *positions; /* [S] or, axes = 3, [3, S]; or NULL: S positions from the next one on */
+    size_t axes;
     const struct json *decisions, *continuation; /* or NULL */
 };
 struct held { /* what a request keeps between turns */

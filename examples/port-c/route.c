@@ -21,8 +21,16 @@ struct run {
     struct tensor **outputs;
 };
 
-static int64_t position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
-    return r->request->positions ? r->request->positions[row] : r->first + row;
+static struct position scalar(int64_t position) {
+    return (struct position){{position, position, position}};
+}
+
+static struct position position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
+    const int64_t *given = r->request->positions;
+    size_t rows = (size_t)r->request->plan->num_rows, i = (size_t)row;
+    if (given && r->request->axes == 3)
+        return (struct position){{given[i], given[rows + i], given[2 * rows + i]}};
+    return scalar(given ? given[i] : r->first + row);
 }
 
 /* Whether a prompt row runs: text always, routable rows where chosen (RR-POOL-005). */
@@ -283,7 +291,12 @@ static struct held grown(const struct decoder *d, const struct held *held) {
     return copy;
 }
 
-/* Counts a new row: one after the largest position so far, deferred rows included (RR-KV-004). */
+static int64_t largest(struct position at) {
+    int64_t two = at.axis[0] > at.axis[1] ? at.axis[0] : at.axis[1];
+    return two > at.axis[2] ? two : at.axis[2];
+}
+
+/* Counts a new row: one after the largest coordinate so far, deferred rows included (RR-KV-004). */
 static void count_row(struct held *held, int64_t position, bool routed) {
     int since = routed ? 0 : held->since + 1;
     int64_t last = held->next[held->since], *next = take((size_t)since + 1, sizeof *next);
@@ -304,7 +317,7 @@ void run_token(const struct decoder *d, int64_t token, struct held *held, float 
     memcpy(x, d->embed + (size_t)token * width, width * sizeof *x);
     for (int layer = 0; layer < d->num_layers; layer++) {
         make_room(d, held, layer, 1);
-        run_row(d, layer, x, position, &held->cache[layer]);
+        run_row(d, layer, x, scalar(position), &held->cache[layer]);
     }
     count_row(held, position, false);
     make_logits(d, x, logits);
@@ -349,7 +362,7 @@ void run_turn(const struct decoder *d, const struct schedule *schedule, const st
         put(trace, "%s%d", layer ? "," : "", r.cache[layer].rows);
     put(trace, "]}");
     for (int row = 0; row < plan->num_rows; row++) /* states of deferred rows end here (RR-KV-008) */
-        count_row(held, position(&r, row), plan->num_decisions > 0);
+        count_row(held, largest(position(&r, row)), plan->num_decisions > 0);
     keep_logits(&r);
     keep_caches(d, prefix, index, held, outputs);
     if (request->continuation)

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from reroute_conformance import process
-from reroute_conformance.answers import SkippedError, UnansweredError
+from reroute_conformance.answers import MalformedError, SkippedError, UnansweredError
 from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
 from reroute_conformance.checks import checks
-from reroute_conformance.messages import line_of, validator
-from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite, to_records
+from reroute_conformance.low_cases import LowCase
+from reroute_conformance.messages import Reply, line_of, validator
+from reroute_conformance.report import Circumstances, to_records
+from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite
 from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
@@ -262,7 +264,7 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
     for result in report.results:
         assert result.missing() == list(result.check.rules)
         assert (result.examples, result.skipped > 0, sum(result.exercised.values())) == (0, True, 0)
-    line = next(line for line in to_records(report, {}) if line["record"] == "check")
+    line = next(line for line in to_records(report, Circumstances({})) if line["record"] == "check")
     assert line["skipped"] == {"cases": 2, "reason": "not \\x1b[31m today"}
     assert judged("select", SELECT, target).skipped == "not \\x1b[31m today"
 
@@ -304,6 +306,9 @@ def test_a_command_that_does_not_introduce_itself_is_refused(command, words):
     [
         ("profiles=['quantum']", "'quantum' is not one of"),
         ("profiles=['core', 'hf']", "cannot run transformers models"),
+        ("profiles=['core', 'nuwa']", "cannot run transformers models"),
+        ("profiles=['prefix']", "no cases of shared prefixes"),
+        ("profiles=['shards']", "no cases of sharded heads"),
         ("dtypes=['bfloat16']", "do not name float32"),
         ("protocol=2", "1 was expected"),
         ("name=''", "name"),
@@ -323,6 +328,39 @@ def test_a_command_is_what_it_says_and_cannot_generate(scripted):
     assert (target.name, target.profiles) == ("scripted", {"core"})
     with pytest.raises(RerouteError, match="not part of the protocol"):
         target.generate(None, {}, None, 1)
+
+
+def test_a_command_is_asked_for_presets(scripted):
+    target = scripted("answer(schedule={'action': 'reroute', 'decisions': [], 'label': json.dumps(inputs)})")
+    label = json.loads(target.schedule("fastv-64", 8, [3, 7])["label"])
+    assert label == {"preset": "fastv-64", "num_layers": 8, "attention_blocks": [3, 7]}
+    given = {"action": "delete", "decisions": []}
+    assert json.loads(target.schedule(given, 4)["label"]) == {"schedule": given, "num_layers": 4}
+    with pytest.raises(MalformedError, match="has no schedule"):
+        scripted("answer(selected=[1])").schedule("fastv-64", 8)
+
+
+def test_a_command_is_asked_for_the_dtypes_that_it_names(scripted):
+    case = LowCase(
+        {"action": "reroute", "decisions": []}, [Row("tvt")], config=TRACE.config, dtype="bfloat16"
+    )
+    run = (case.model(), case.inputs(), case.routing())
+    with pytest.raises(SkippedError, match="do not name bfloat16"):
+        scripted("").run(*run)
+    body = """
+with open(case["tensors"], "rb") as file:
+    header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+say({"type": "error", "seq": case["seq"], "message": f"{case['dtype']} {kinds}"})"""
+    names_it = WELL_BEHAVED.replace('["float32"]', '["float32", "bfloat16"]')
+    assert names_it != WELL_BEHAVED
+    with pytest.raises(RefusalError, match=r"bfloat16 \{'BF16'\}"):
+        scripted(names_it + "\n".join(f"    {line}" for line in body.splitlines()), preamble="").run(*run)
+    reply = Reply(
+        case.canonical(), {"requests.0.logits": "x"}, {"x": torch.zeros(3, 23)}, dtype=torch.bfloat16
+    )
+    with pytest.raises(MalformedError, match=r"is torch\.float32, expected bfloat16"):
+        reply.take(0, "logits", None, 23)
 
 
 def gone(pid, *, orphan):
@@ -458,7 +496,7 @@ def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
     code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
     header, *results, footer = (json.loads(line) for line in out.splitlines())
     assert header["target"] == "port-c"
-    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache", "session"]
+    assert header["profiles"] == ["core", "stagewise", "gqa", "mrope", "batch", "cache", "session"]
     assert [record for record in results if "failure" in record or "skipped" in record] == []
     assert (footer["verdict"], code) in (("CONFORMS", 0), ("INCOMPLETE", 2))
 

@@ -7,6 +7,7 @@ from functools import cache
 from .check import Check
 from .core import core_checks
 from .families import family_checks
+from .methods import methods_checks
 from .sessions import session_checks
 
 __all__ = ["Check", "checks"]
@@ -15,4 +16,4 @@ __all__ = ["Check", "checks"]
 @cache
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
-    return (*core_checks(), *session_checks(), *family_checks())
+    return (*core_checks(), *methods_checks(), *session_checks(), *family_checks())

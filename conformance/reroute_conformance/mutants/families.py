@@ -90,7 +90,7 @@ def _scored_with(states: Callable[[Any, Tensor, Tensor, list[int]], Tensor]) -> 
 
 def _refreshed(prompt: Any, hidden: Tensor, entered: Tensor, active: list[int]) -> Tensor:
     """Rows that were deferred are taken back to their embeddings."""
-    fresh = prompt.embeddings.clone()
+    fresh: Tensor = prompt.embeddings.clone()
     fresh[active] = hidden[active]
     return fresh
 
