@@ -6,26 +6,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
 from reroute_reference import CanonicalDecoder
-from reroute_reference.precision import in_precision
 from reroute_spec import DecoderShape, Schedule
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor, nn
 
+from .models import judge_model, target_model
 from .protocol import Model
-from .tiny import PATCHES_PER_IMAGE, picture_inputs, tiny_llava, tiny_processor
+from .tiny import PATCHES_PER_IMAGE, picture_inputs, tiny_processor
 
 _NUM_SEEDED_ROWS = 128
+_PER_ROW = ("input_ids", "attention_mask", "mm_token_type_ids")  # of what a processor returns; padded with 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request of a batch: ``layout`` is a string of ``t`` (text) and ``v`` (visual) rows, or of ``t`` and ``I``
-    (a whole image) for a model with an image processor.
+    """One request of a batch: ``layout`` is a string of ``t`` (text) and ``v`` (visual) rows, or of ``t`` and letters of
+    whole images for a model with an image processor (``I``; of the Qwen families also those of ``GRIDS``).
     """
 
     layout: str
@@ -87,11 +88,17 @@ class RoutedCase(Case):
     """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
 
     network_rules: ClassVar[tuple[str, ...]] = ()
+    rotary_rule: ClassVar[str] = "RR-BLOCK-002"
     schedule: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     new_tokens: int = 0
     decisions: list[list[list[int]]] | None = None
     poison: list[int] | None = None  # (request, real row) whose embedding is NaN
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it is computed in."""
+        return torch.float32
 
     def routing(self) -> Schedule:
         """The schedule."""
@@ -150,6 +157,7 @@ class DecoderCase(RoutedCase):
 
     kind: ClassVar[str] = "decoder"
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
+    rotary_rule: ClassVar[str] = "RR-BLOCK-005"  # what the keys of the first block tell
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     gain: float = 1.0  # of all queries: 0 scores all rows alike, much makes attention peaked
@@ -178,9 +186,9 @@ class DecoderCase(RoutedCase):
         visual, real = (torch.zeros(len(self.rows), length, dtype=torch.bool) for _ in range(2))
         for index, row in enumerate(self.rows):
             place = _place(row, length)
-            embeds[index, place] = torch.randn(_NUM_SEEDED_ROWS, size, generator=_generator(row.seed))[
-                : len(row.layout)
-            ]
+            drawn = max(_NUM_SEEDED_ROWS, len(row.layout))
+            noise = torch.randn(drawn, size, generator=_generator(row.seed))
+            embeds[index, place] = noise[: len(row.layout)]
             visual[index, place] = torch.tensor([letter == "v" for letter in row.layout])
             real[index, place] = True
             if self.poison is not None and self.poison[0] == index:
@@ -211,13 +219,54 @@ class GivenCase(DecoderCase):
 
 
 @dataclass(frozen=True)
-class LlavaCase(RoutedCase):
+class ModelCase(RoutedCase):
+    """A batch through a tiny transformers model, its images noise."""
+
+    seed: int = 0
+    attention: str = "sdpa"
+
+    def model_family(self) -> str:
+        """One of :data:`~reroute_conformance.protocol.FAMILIES`."""
+        raise TypeError(f"{type(self).__name__} describes no family")
+
+    def request(self, row: Row) -> dict[str, Tensor]:
+        """What a processor returns for one request alone, without padding."""
+        raise TypeError(f"{type(self).__name__} describes no requests")
+
+    def model(self) -> nn.Module:
+        """A transformers model; the target's own, the same for every case of one seed, as a server would keep it."""
+        return target_model(self.model_family(), self.seed, self.attention)
+
+    def reference_model(self, dtype: torch.dtype) -> nn.Module:
+        """The model in ``dtype``, of objects that no target ever holds."""
+        return judge_model(self.model_family(), self.seed, self.attention, dtype)
+
+    def inputs(self) -> dict[str, Any]:
+        """What a processor returns for the batch."""
+        requests = [self.request(row) for row in self.rows]
+        sizes = [request["input_ids"].shape[1] for request in requests]
+        length = max(row.pad_left + size + row.pad_right for row, size in zip(self.rows, sizes, strict=True))
+        batch: dict[str, Any] = {}
+        for name in dict.fromkeys(name for request in requests for name in request):
+            if name not in _PER_ROW:
+                batch[name] = torch.cat([request[name] for request in requests if name in request])
+                continue
+            batch[name] = torch.zeros(len(requests), length, dtype=torch.long)
+            for b, (row, request) in enumerate(zip(self.rows, requests, strict=True)):
+                batch[name][b, _place(row, length, sizes[b])] = request[name][0]
+        return batch
+
+
+@dataclass(frozen=True)
+class LlavaCase(ModelCase):
     """A batch through the tiny LLaVA, its images noise, or through its real processor with the drawn picture."""
 
     kind: ClassVar[str] = "llava"
-    seed: int = 0
-    attention: str = "sdpa"
     text: str = ""  # of the picture's question; rows are then what the processor makes of it
+
+    def model_family(self) -> str:
+        """LLaVA."""
+        return "llava"
 
     def size(self, row: Row) -> int:
         """Real rows of a request: an image is many."""
@@ -227,37 +276,23 @@ class LlavaCase(RoutedCase):
         """Words only, no special tokens."""
         return len(tiny_processor().tokenizer)
 
-    def model(self) -> nn.Module:
-        """A transformers model; the target's own, the same for every case of one seed, as a server would keep it."""
-        return _target_llava(self.seed, self.attention)
-
-    def reference_model(self, dtype: torch.dtype) -> nn.Module:
-        """The model in ``dtype``, of objects that no target ever holds."""
-        return _llava(self.seed, self.attention) if dtype == torch.float32 else _wide_llava(self.seed)
-
     def inputs(self) -> dict[str, Any]:
         """What a processor returns."""
         if self.text:
             return picture_inputs(self.text, images=self.text.count("<image>"))
-        ids = [self._ids(row) for row in self.rows]
-        length = max(row.pad_left + len(i) + row.pad_right for row, i in zip(self.rows, ids, strict=True))
-        input_ids = torch.full((len(ids), length), tiny_processor().tokenizer.pad_token_id)
-        real = torch.zeros_like(input_ids)
-        pixels = []
-        for index, (row, tokens) in enumerate(zip(self.rows, ids, strict=True)):
-            place = _place(row, length, len(tokens))
-            input_ids[index, place], real[index, place] = tokens, 1
-            noise = torch.randn(4, 3, 84, 84, generator=_generator(row.seed))
-            pixels.append(noise[: row.layout.count("I")])
-        inputs = {"input_ids": input_ids, "attention_mask": real}
-        return {**inputs, "pixel_values": torch.cat(pixels)} if any(len(p) for p in pixels) else inputs
+        return super().inputs()
 
-    def _ids(self, row: Row) -> Tensor:
+    def request(self, row: Row) -> dict[str, Tensor]:
+        """Seeded words and images of noise."""
         words = iter(_tokens(row.seed, self.vocabulary()).tolist())
         image = [tiny_processor().image_token_id] * PATCHES_PER_IMAGE
-        return torch.tensor(
-            [token for letter in row.layout for token in (image if letter == "I" else [next(words)])]
+        ids = torch.tensor(
+            [[token for letter in row.layout for token in (image if letter == "I" else [next(words)])]]
         )
+        request = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        noise = torch.randn(4, 3, 84, 84, generator=_generator(row.seed))
+        images = {"pixel_values": noise[: row.layout.count("I")]} if "I" in row.layout else {}
+        return {**request, **images}
 
 
 KINDS: dict[str, type[Case]] = {
@@ -300,28 +335,6 @@ def _canonical_weights(config: str, seed: int) -> dict[str, Tensor]:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
             weights[name] = noise * gain / shape[-1] ** 0.5
     return weights
-
-
-def forget_target_models() -> None:
-    """Let the next case build the target's models anew: what one target did to its own must not reach another."""
-    _target_llava.cache_clear()
-
-
-@cache
-def _target_llava(seed: int, attention: str) -> nn.Module:
-    model: nn.Module = tiny_llava(seed, attention=attention)
-    return model
-
-
-@cache
-def _llava(seed: int, attention: str) -> nn.Module:
-    model: nn.Module = tiny_llava(seed, attention=attention)
-    return model
-
-
-@cache
-def _wide_llava(seed: int) -> nn.Module:
-    return in_precision(_llava(seed, "sdpa"), torch.float64)
 
 
 def decoder_config(

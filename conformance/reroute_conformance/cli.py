@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .protocol import Target
-    from .runner import Report
 
 _HARNESS_ERROR = 3
 
@@ -62,25 +64,28 @@ def conform(
     as_json: _Json = False,
 ) -> None:
     """Run the suite against a target and say whether it is Reroute."""
-    from .runner import EXIT_CODES, chosen_profiles, run_suite, save_failures, to_records
+    from .report import Circumstances, to_records, write_report
+    from .report_text import print_report
+    from .runner import EXIT_CODES, chosen_profiles, run_suite, save_failures
 
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     implementation = _implementation(target, cmd, timeout)
     _prepare()
     chosen_profiles(implementation, chosen)  # refuse before the report of an earlier run goes
-    path = _fresh_report(report)
+    _clear_report(report)
     with _closing(implementation), _progress() as on_check:
         outcome = run_suite(implementation, chosen, on_check=on_check)
     patience = "" if timeout == _DEFAULT_TIMEOUT else f"--timeout {timeout:g} "
     option, name = ("--target", target) if cmd is None else (f"{patience}--cmd", cmd)
     save_failures(outcome, str(name), report / "cases", option)
-    records = "".join(json.dumps(record) + "\n" for record in to_records(outcome, _versions()))
-    path.write_text(records, "utf-8")
-    (report / "verdict.txt").write_text(f"Report: {path}\n{_verdict(outcome)}\n", "utf-8")
+    command = shlex.join(["vlm-reroute", *sys.argv[1:]])
+    run = Circumstances(_versions(), command, datetime.now(UTC).isoformat(timespec="seconds"))
+    records = to_records(outcome, run)
+    write_report(records, report)
     if as_json:
-        sys.stdout.write(records)
+        sys.stdout.writelines(json.dumps(record) + "\n" for record in records)
     else:
-        _print_report(outcome, path)
+        print_report(records, report)
     raise typer.Exit(EXIT_CODES[outcome.verdict])
 
 
@@ -158,30 +163,26 @@ def _closing(target: Target) -> Iterator[None]:
             close()
 
 
-def _fresh_report(folder: Path) -> Path:
-    """The path of a report that is not there yet: what an earlier run left would outlive a crash of this one."""
+def _clear_report(folder: Path) -> None:
+    """A folder that can be written and holds nothing of an earlier run: that would outlive a crash of this one."""
     from reroute_spec import RerouteError
 
+    from .report import FILES
     from .saved import is_saved
 
     saved = [path for path in (folder / "cases").glob("*") if is_saved(path)]
-    old = [
-        folder / "report.jsonl",
-        folder / "verdict.txt",
-        *(file for path in saved for file in path.iterdir()),
-    ]
+    inside = [file for path in saved for file in path.iterdir()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in old:
+        for path in [*(folder / name for name in FILES), *inside]:
             path.unlink(missing_ok=True)
         for path in saved:
             path.rmdir()
-        old[0].touch()
+        (folder / FILES[0]).touch()
     except OSError as error:
         raise RerouteError(
             "--report", f"{folder} cannot be written ({error})", "give a writable folder"
         ) from None
-    return old[0]
 
 
 def _prepare() -> None:
@@ -196,7 +197,8 @@ def _prepare() -> None:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("vlm-reroute", "torch", "transformers", "hypothesis")}
+    names = ("vlm-reroute", "torch", "transformers", "hypothesis")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
 def _progress() -> Any:
@@ -231,15 +233,7 @@ def _title(rule: str) -> str:
     return f"{rule}  {rules()[rule].title}"
 
 
-def _verdict(report: Report) -> str:
-    if report.verdict == "INCOMPLETE":
-        return f"INCOMPLETE: not exercised: {', '.join(report.missing)}"
-    if report.verdict == "FAILS":
-        return f"FAILS: {', '.join(dict.fromkeys(failure.violation.rule for failure in report.failures))}"
-    return f"CONFORMS ({', '.join(report.profiles)})"
-
-
-def _table(title: str, left: int, *columns: str) -> Table:
+def _table(title: str | None, left: int, *columns: str) -> Table:
     """A plain table; the first ``left`` columns are text, the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -254,43 +248,3 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False)
-
-
-def _print_report(report: Report, path: Path) -> None:
-    console = _console()
-    columns = ("check", "profile", "result", "cases", "decisions", "ambiguous", "seconds")
-    table = _table(f"{report.target} against the reference", 3, *columns)
-    for result in report.results:
-        outcome = "[green]pass[/]" if result.failure is None else f"[red]{result.failure.violation.rule}[/]"
-        if result.failure is None and result.missing():
-            outcome = f"[yellow]{'skipped' if result.skipped else 'not exercised'}[/]"
-        counts = (result.examples, result.decisions, result.ambiguous if result.decisions else "")
-        cells = ("" if count == 0 and index == 1 else str(count) for index, count in enumerate(counts))
-        table.add_row(result.check.name, result.check.profile, outcome, *cells, f"{result.seconds:.1f}")
-    console.print(table)
-    _print_failures(console, report)
-    for result in report.results:
-        if result.skipped:
-            words = f"{result.check.name}: {result.skipped} cases skipped by the target: {result.skip_reason}"
-            console.print(words, markup=False)
-    if report.uncovered:
-        rules = ", ".join(rule.removeprefix("RR-") for rule in report.uncovered)
-        console.print(
-            f"Says nothing about {len(report.uncovered)} MUST rules that this run did not check: {rules}"
-        )
-    console.print(f"Report: {path}", markup=False)
-    console.print(_verdict(report), markup=False, style="bold")
-
-
-def _print_failures(console: Console, report: Report) -> None:
-    from reroute_spec.rules import rules
-
-    for result in report.results:
-        if result.failure is not None:
-            violation = result.failure.violation
-            console.print(f"[red]{_title(violation.rule)}[/]")
-            console.print(f"  {violation.where}: {violation.detail}", markup=False)
-            console.print(f"  check: {rules()[violation.rule].check}", markup=False)
-            if result.failure.replay:
-                console.print(f"  replay: {result.failure.replay}", markup=False)
-            console.print()

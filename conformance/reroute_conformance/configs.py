@@ -10,9 +10,10 @@ from typing import Any
 from reroute_spec import Schedule, plan
 from reroute_spec.predicates import holds
 
-from .answers import MalformedError, SkippedError
+from .answers import MalformedError
 from .cases import ConfigCase
 from .protocol import Target
+from .refusals import refusal_of
 from .verdict import Verdict
 
 _CHECKS = {
@@ -41,13 +42,7 @@ def judge_config(case: ConfigCase, target: Target) -> Verdict:
     verdict = Verdict()
     broken = broken_rules(case.schedule, case.num_layers)
     data = deepcopy(case.schedule)
-    try:
-        rows = target.plan(data, case.num_layers, case.visual(), list(case.images))
-        error: Any = None
-    except (MalformedError, SkippedError):
-        raise  # neither accepted nor refused
-    except Exception as refused:
-        rows, error = (), refused.__cause__ if hasattr(refused.__cause__, "field") else refused
+    rows, error = refusal_of(lambda: target.plan(data, case.num_layers, case.visual(), list(case.images)))
     verdict.exercised.update(broken)
     if error is not None:
         if not broken:

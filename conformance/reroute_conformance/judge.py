@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
 import torch
 from reroute_reference import run
+from reroute_reference.checks import Decoder
+from reroute_reference.families import PLAIN_ATTENTION
 from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import as_decoder
-from reroute_spec import DecisionRecord, Plan, RoutingTrace, Stage, plan
+from reroute_spec import DecisionRecord, Plan, RoutingTrace, Schedule, Stage, plan
 from reroute_spec.trace import select_in_spans
 
 from .answers import first_difference, read_answers, refused
@@ -84,7 +87,7 @@ def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
     ):
         return verdict
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
-    models = narrow, wide = case.reference_model(torch.float32), case.reference_model(torch.float64)
+    models = narrow, wide = case.reference_model(case.precision), case.reference_model(torch.float64)
     schedule = case.routing()
     outputs = run(narrow, inputs, schedule, decisions=replay), run(wide, inputs, schedule, decisions=replay)
     for b, answer in enumerate(answers):
@@ -95,11 +98,16 @@ def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
 
 def read_case(case: RoutedCase, inputs: Mapping[str, Any] | None = None) -> tuple[list[Prompt], list[Plan]]:
     """Every request of a batch, the case's own unless given, and its plan."""
-    decoder = as_decoder(case.reference_model(torch.float32), None)
+    decoder = as_decoder(case.reference_model(case.precision), None)
     prompts = read_prompts(decoder, case.inputs() if inputs is None else inputs)
-    return prompts, [
-        plan(case.routing(), decoder.num_layers, prompt.visual, prompt.images) for prompt in prompts
-    ]
+    return prompts, [planned(decoder, case.routing(), prompt) for prompt in prompts]
+
+
+def planned(decoder: Decoder, schedule: Schedule, prompt: Prompt) -> Plan:
+    """The plan of a request; blocks of linear attention cache no rows (RR-BLOCK-011)."""
+    request = plan(schedule, decoder.num_layers, prompt.visual, prompt.images)
+    rows = zip(request.kv_rows, decoder.kinds, strict=True)
+    return replace(request, kv_rows=tuple(ran if kind == PLAIN_ATTENTION else 0 for ran, kind in rows))
 
 
 def _judge_poison(case: RoutedCase, target: Target) -> Verdict:
@@ -130,7 +138,7 @@ def check_trace(
     made = [(record.stage, record.layer) for record in trace.decisions]
     due = [(stage.index, stage.first) for stage in request.stages if stage.index > 0]
     layers = [decision.layer for decision in schedule.decisions]
-    unrouted = [rows] * request.num_layers
+    unrouted = [rows if ran else 0 for ran in request.kv_rows]
     ran = {"decisions": trace.decisions, "kv_rows": cached_now, "unrouted_rows": unrouted}
     found = first_difference(request.visual_rows, trace.visual_rows)
     decided = f"decisions at (stage, layer) {made}, the plan has {due}; rows cached per block {cached_now}"
@@ -162,10 +170,14 @@ def check_trace(
             return False
         previous = record.selected
     detail = f"rows cached per block: {first_difference(request.kv_rows, cached_now)}"
-    return all(
-        verdict.require("RR-KV-001", where, detail, request=b, cached_rows=cached, rows_run=run_)
-        for cached, run_ in zip(cached_now, request.kv_rows, strict=True)
-    )
+    for cached, run_ in zip(cached_now, request.kv_rows, strict=True):
+        rule, names = "RR-KV-001", {"cached_rows": cached, "rows_run": run_}
+        if not run_:  # a block of linear attention; what it computes is judged after its stage
+            rule = "RR-BLOCK-011"
+            names = {"cached_rows": cached, "close": lambda _: True, "residual": None}
+        if not verdict.require(rule, where, detail, request=b, **names):
+            return False
+    return True
 
 
 def _check_decision(

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from reroute_reference import run as run_reference
+from reroute_spec import Schedule
 
 from .answers import Answer, read_answers, read_greedy, read_selection, read_tokens, refused
-from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase
+from .cases import DecoderCase, GivenCase, ModelCase, Row, SelectCase
 from .judge import judge, read_case
 from .protocol import Target
 from .selection import judge_selection
@@ -40,9 +41,9 @@ def judge_nan(case: SelectCase, target: Target) -> Verdict:
     return verdict
 
 
-def judge_requests(case: LlavaCase, target: Target) -> Verdict:
+def judge_requests(case: ModelCase, target: Target) -> Verdict:
     """A text-only request, one with images, then both again on the same model: nothing of one reaches the next."""
-    text_only = LlavaCase(case.schedule, [Row("tttt", 5)], 2, None, None, case.seed, case.attention)
+    text_only = replace(case, rows=[Row("tttt", 5)], new_tokens=2)
     verdict = judge(text_only, target)
     verdict.add(judge(case, target))
     if verdict.violations:
@@ -58,7 +59,7 @@ def judge_requests(case: LlavaCase, target: Target) -> Verdict:
     return verdict
 
 
-def judge_generation(case: LlavaCase, target: Target) -> Verdict:
+def judge_generation(case: ModelCase, target: Target) -> Verdict:
     """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
     verdict = judge(case, target)
     if verdict.violations:
@@ -184,6 +185,39 @@ def judge_counterexample(case: GivenCase, target: Target) -> Verdict:
     detail = f"`{action}` selects {selected} in the counterexample"
     if not verdict.require("RR-EQV-006", "the counterexample", detail, action=action, selected=selected):
         verdict.violations.insert(0, verdict.violations.pop())  # this is the one to act on
+    return verdict
+
+
+def judge_before_images(case: DecoderCase, target: Target) -> Verdict:
+    """Rows before the first visual row are those of the unrouted model, at every block."""
+    verdict, answer = Verdict(), _answers(case, target)[0]
+    request = read_case(case)[1][0]
+    if not request.num_visual:
+        return verdict
+    first = request.visual_rows[0]
+    kept = [{"layer": decision.layer, "keep": "1"} for decision in case.routing().decisions]
+    unrouted = Schedule.from_dict({"action": "reroute", "decisions": kept})
+    outputs = [
+        run_reference(case.reference_model(dtype), case.inputs(), unrouted)
+        for dtype in (torch.float32, torch.float64)
+    ]
+    shown = {"keys": answer.keys, "values": answer.values}
+    for layer in range(request.num_layers):
+        held = [output.cache[0].keys_values(layer) for output in outputs]
+        after = min(stage.last + 1 for stage in request.stages if stage.last >= layer)
+        residual = Measured(
+            answer.residuals[after][:first], *(output.residuals[0][after][:first] for output in outputs)
+        )
+        for part, name in enumerate(shown):
+            x = Measured(shown[name][layer][:, :first], *(entry[part][:, :first] for entry in held))
+            verdict.require(
+                "RR-EQV-007",
+                f"the first {first} rows, {name} of block {layer} and the residual stream after its stage",
+                partial(describe, residual if close(x) else x),
+                close=close,
+                keys_before_images=x,
+                residual_before_images=residual,
+            )
     return verdict
 
 

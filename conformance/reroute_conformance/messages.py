@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,12 @@ def requests_of(
     inputs: Mapping[str, Any],
     decisions: Sequence[Sequence[Sequence[int]]] | None,
     continuation: Tensor | None,
+    prefix: str = "",
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """A batch as the requests of a vector, and its tensors. Padding goes as it is: the target has to leave it alone."""
+    """A batch as the requests of a vector, and its tensors, whose names begin with ``prefix``.
+
+    Padding goes as it is: the target has to leave it alone.
+    """
     embeddings = inputs["inputs_embeds"]
     batch, length = embeddings.shape[:2]
     mask = inputs.get("attention_mask")
@@ -85,8 +90,8 @@ def requests_of(
         first, last = int(rows[0]), int(rows[-1])
         if last - first + 1 != len(rows):
             raise RerouteError("attention_mask", f"request {b} has gaps", "pad on the left or on the right")
-        key = f"requests.{b}.embeddings"
-        tensors[key] = embeddings[b].to(torch.float32).contiguous()
+        key = f"{prefix}requests.{b}.embeddings"
+        tensors[key] = embeddings[b].contiguous()
         request: dict[str, Any] = {
             "embeddings": {"tensor": key},
             "visual": inputs["visual_mask"][b, rows].tolist(),
@@ -96,7 +101,7 @@ def requests_of(
         if inputs.get("images") is not None:
             request["images"] = list(inputs["images"][b])
         if inputs.get("position_ids") is not None:
-            key = f"requests.{b}.positions"
+            key = f"{prefix}requests.{b}.positions"
             tensors[key] = inputs["position_ids"][..., b, :][..., rows].to(torch.int64).contiguous()
             request["positions"] = {"tensor": key}
         if decisions is not None:
@@ -105,6 +110,23 @@ def requests_of(
             request["continuation"] = continuation[b].tolist()
         requests.append(request)
     return requests, tensors
+
+
+def operations_of(
+    operations: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The operations of a session as those of a vector, and their tensors."""
+    told, tensors = [], dict[str, Tensor]()
+    for index, operation in enumerate(operations):
+        if "inputs" in operation:
+            requests, own = requests_of(operation["inputs"], None, None, f"operations.{index}.")
+            told.append({"op": operation["op"], "requests": requests})
+            tensors |= own
+        elif "tokens" in operation:
+            told.append({"op": operation["op"], "tokens": operation["tokens"].tolist()})
+        else:
+            told.append({name: list(x) if isinstance(x, tuple) else x for name, x in operation.items()})
+    return told, tensors
 
 
 def read_traces(data: Sequence[Any], count: int) -> list[RoutingTrace]:
@@ -127,24 +149,33 @@ def read_traces(data: Sequence[Any], count: int) -> list[RoutingTrace]:
         raise MalformedError(f"a trace holds a number that no float holds ({error})") from None
 
 
-def observed(
-    b: int,
-    trace: RoutingTrace,
-    config: CanonicalConfig,
-    names: Mapping[str, str],
-    found: Mapping[str, Tensor],
-    tokens: int | None,
-) -> dict[str, Any]:
-    """One request's answer. Axes that the decoder fixes are checked here; how many rows there are is a rule's matter."""
-    shape, vocabulary = config.shape, config.vocab_size
+@dataclass(frozen=True)
+class Reply:
+    """The tensors of an answer. Axes that the decoder fixes are checked here; how many rows there are is a rule's matter.
 
-    def take(quantity: str, *axes: int | None) -> Tensor:
-        name = f"requests.{b}.{quantity}"
-        tensor = found.get(names.get(name, ""))
+    Attributes:
+        config: the decoder's.
+        names: key in the file by quantity.
+        found: the file.
+        prefix: what the names of quantities begin with.
+        dtype: of the case.
+    """
+
+    config: CanonicalConfig
+    names: Mapping[str, str]
+    found: Mapping[str, Tensor]
+    prefix: str = ""
+    dtype: torch.dtype = torch.float32
+
+    def take(self, b: int, quantity: str, *axes: int | None) -> Tensor:
+        """A quantity of request ``b``; None stands for an axis of rows."""
+        name = f"{self.prefix}requests.{b}.{quantity}"
+        tensor = self.found.get(self.names.get(name, ""))
         if tensor is None:
             raise MalformedError(f"{name} is missing")
-        if tensor.dtype != torch.float32:
-            raise MalformedError(f"{name} is {tensor.dtype}, expected float32")
+        if tensor.dtype != self.dtype:
+            expected = str(self.dtype).removeprefix("torch.")
+            raise MalformedError(f"{name} is {tensor.dtype}, expected {expected}")
         right = tensor.ndim == len(axes)
         if not right or any(size not in (None, have) for size, have in zip(axes, tensor.shape, strict=True)):
             wanted = ", ".join("rows" if size is None else str(size) for size in axes)
@@ -153,18 +184,29 @@ def observed(
             raise MalformedError(f"{name} holds NaN")
         return tensor
 
-    cached = (shape.num_key_value_heads, None, shape.head_dim)
-    ends = [record.layer for record in trace.decisions] + [shape.num_layers]
-    return {
-        "trace": trace,
-        "residuals": {layer: take(f"residuals.{layer}", None, shape.hidden_size) for layer in ends},
-        "logits": take("logits", None, vocabulary),
-        "keys": [take(f"keys.{layer}", *cached) for layer in range(shape.num_layers)],
-        "values": [take(f"values.{layer}", *cached) for layer in range(shape.num_layers)],
-        "decode_logits": torch.empty(0, vocabulary)
-        if tokens is None
-        else take("decode_logits", tokens, vocabulary),
-    }
+    def forward(self, b: int, trace: RoutingTrace) -> dict[str, Any]:
+        """What a request's prefill or turn gave."""
+        shape = self.config.shape
+        ends = [record.layer for record in trace.decisions] + [shape.num_layers]
+        return {
+            "trace": trace,
+            "residuals": {
+                layer: self.take(b, f"residuals.{layer}", None, shape.hidden_size) for layer in ends
+            },
+            "logits": self.take(b, "logits", None, self.config.vocab_size),
+            **self.held(b),
+        }
+
+    def held(self, b: int) -> dict[str, Any]:
+        """What the blocks have cached of a request."""
+        shape = self.config.shape
+        return {
+            name: [
+                self.take(b, f"{name}.{layer}", shape.num_key_value_heads, None, shape.head_dim)
+                for layer in range(shape.num_layers)
+            ]
+            for name in ("keys", "values")
+        }
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -30,6 +30,9 @@ PROFILES: Mapping[str, str] = {
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 """Model families of profile ``hf``; a target that does not say which it runs claims the first."""
 
+DTYPES = ("float16", "bfloat16")
+"""What profile ``low-precision`` computes in; a target that does not say which claims both."""
+
 _MEMBERS = {
     "core": ("select", "plan", "run"),
     "hf": ("generate",),
@@ -53,6 +56,8 @@ class Target(Protocol):
         name: shown in the report.
         profiles: the part of :data:`PROFILES` it claims; a check of another profile is not run.
         families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
+        dtypes: the part of :data:`DTYPES` it claims with profile ``low-precision``; may be missing.
+        device: where it computes, in its own words, for the report; may be missing.
     """
 
     name: str
@@ -156,7 +161,8 @@ class Target(Protocol):
         """What Nüwa's first stage makes of a batch (profile ``nuwa``).
 
         Returns:
-            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S'].
+            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S']; per image in the
+            order of the batch its ``metric`` [images, 576] and ``pillars``, a list of patches.
         """
         ...
 
@@ -192,3 +198,9 @@ def families_of(target: Target) -> tuple[str, ...]:
         return ()
     claimed = getattr(target, "families", FAMILIES[:1])
     return tuple(family for family in FAMILIES if family in claimed)
+
+
+def dtypes_of(target: Target) -> tuple[str, ...]:
+    """The precisions that a target claims with profile ``low-precision``, in the order of :data:`DTYPES`."""
+    claimed = getattr(target, "dtypes", DTYPES)
+    return tuple(dtype for dtype in DTYPES if dtype in claimed)

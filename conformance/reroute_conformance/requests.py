@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from reroute_reference import forced_logits
-from reroute_reference.model import RoutedOutput
+from reroute_reference.checks import Decoder
+from reroute_reference.families import PLAIN_ATTENTION
+from reroute_reference.inputs import read_prompts
+from reroute_reference.model import RoutedOutput, as_decoder
 from reroute_spec import DecisionRecord, Plan, Stage
+from reroute_spec.predicates import names
 from reroute_spec.trace import record as make_record
 from torch import Tensor
 
 from .answers import Answer, first_difference
 from .cases import RoutedCase
-from .diagnosis import decode_rule, score_rule
+from .diagnosis import decode_rule, family_rule, key_rule, misread_runs, score_rule
+from .misreadings import Misreading, gated, with_features
 from .selection import judge_selection
-from .tolerance import Measured, close, describe, same, score_tau
+from .tolerance import LOW_PRECISION, Measured, close, describe, same, score_tau
 from .verdict import Verdict
+
+NOTHING = Measured(*[torch.empty(0)] * 3)
+"""In place of a quantity that a check names and that is judged elsewhere."""
+_QUANTITY = frozenset({"scores", "keys", "residual", "states"})
+"""What checks call a measured quantity."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,33 @@ class RequestJudge:
         """Whether rows that are not selected are gone."""
         return self.case.routing().action == "delete"
 
+    @property
+    def renumbering(self) -> bool:
+        """Whether active rows are counted anew."""
+        return self.case.routing().positions == "renumber"
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model as the reference sees it."""
+        return as_decoder(self.models[0], None)
+
+    @cached_property
+    def features(self) -> list[tuple[Tensor, ...]]:
+        """What the reference, in the same dtype and in float64, adds to the rows at every block boundary."""
+        if not with_features(self.decoder) or not self.request.num_visual:
+            return [(), ()]
+        decoders = [as_decoder(model, None) for model in self.models]
+        return [read_prompts(decoder, self.case.inputs())[self.b].deepstack for decoder in decoders]
+
+    @cached_property
+    def misread(self) -> list[tuple[Misreading, RoutedOutput]]:
+        """The oracle's runs under every misreading that this model allows."""
+        return misread_runs(self)
+
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
         records = self.records()
-        tau = score_tau(records[0], records[1], torch.float32)
+        tau = score_tau(records[0], records[1], self.case.precision)
         before: Sequence[int] = range(self.request.num_visual)
         for stage in self.request.stages:
             if stage.index > 0:
@@ -113,12 +146,15 @@ class RequestJudge:
             torch.tensor(record.scores, dtype=torch.float64),
             torch.tensor(plain.scores),
             torch.tensor(exact.scores, dtype=torch.float64),
+            precision=self.case.precision,
         )
-        reduced = self.case.routing().score
+        reduced, due = self.case.routing().score, "RR-SCORE-001"
+        if reduced.source == "previous":
+            due = "RR-SCORE-007"
         self.verdict.exercised["RR-SCORE-004"] += reduced.query == "last_n" or reduced.heads == "max"
         self.verdict.exercised["RR-SCORE-008"] += len(record.pool) > len(before)
         self.verdict.exercised.update(("RR-SCORE-002", "RR-SCORE-003", "RR-SCORE-009", "RR-NUM-001"))
-        rule, reading = ("RR-SCORE-001", "")
+        rule, reading = (due, "")
         if any(self.earlier):
             self.require(
                 "RR-KV-007",
@@ -131,17 +167,24 @@ class RequestJudge:
                 visual=self.visual,
             )
         elif not close(scores):
-            rule, reading = score_rule(self, stage, scores)
+
+            def scores_of(output: RoutedOutput) -> Tensor:
+                made = output.traces[self.b].decisions[stage.index - 1].scores
+                return torch.tensor(made, dtype=torch.float64)
+
+            rule, reading = family_rule(self, scores, scores_of) or score_rule(self, stage, scores)
         right = self.require(
-            rule,
-            f"{where}, scores [candidate]",
-            lambda: reading + describe(scores),
-            close=close,
-            scores=scores,
+            rule, f"{where}, scores [candidate]", lambda: reading + describe(scores), **about(rule, scores)
         )
         if right and self.case.decisions is None:
             self.judge_choice(where, record)
-            judge_ambiguity(self.b, record, exact, self.request, tau, self.verdict)
+            low = self.case.precision in LOW_PRECISION
+            found = Verdict() if low else self.verdict
+            judge_ambiguity(self.b, record, exact, self.request, tau, found)
+            if low:  # such decisions are reported  RR-NUM-002
+                found.differing = len(found.violations)
+                found.violations.clear()
+                self.verdict.add(found)
         derived = make_record(self.request, stage.index, record.pool, record.scores, record.selected, before)
         self.require(
             "RR-POOL-005",
@@ -186,57 +229,105 @@ class RequestJudge:
         for layer in range(stage.first, end):
             self.judge_cache(stage, layer, where)
         if stage.index > 0 and not self.deleting:
-            self.judge_bypass(where, self.answer.record(stage.index), end)
+            self.judge_bypass(where, stage, end)
         if (expected := self.computed("residuals", end)) is None:
             return
         residual = self.measured(self.answer.residuals[end], expected)
-        where = f"{where}, residual stream after it"
-        if self.deleting and stage.index > 0:
-            alive = self.request.num_rows - self.request.num_visual + stage.kept
-            self.require(
-                "RR-BLOCK-007",
-                where,
-                lambda: describe(residual),
-                close=close,
-                states=residual,
-                rows_alive=alive,
-            )
-            return
-        if stage.index > 0 and stage.last > stage.first:  # its inner blocks are right by their caches
-            self.require("RR-EQV-001", where, lambda: describe(residual), close=close, residual=residual)
-        network = stage.index == 0 and bool(self.case.network_rules)
-        rule = "RR-BLOCK-006" if network else "RR-BLOCK-003"
-        names: dict[str, Any] = {"residual": residual} if network else {"outputs": [residual]}
-        self.require(rule, where, lambda: describe(residual), close=close, **names)
+        due = self.residual_rules(stage)
+        rule, reading = self.named(due[0], residual, lambda output: output.residuals[self.b][end])
+        for each in (rule, *(other for other in due if other != rule)):
+            names = about(each, residual)
+            if each == "RR-BLOCK-007":
+                names["rows_alive"] = self.request.num_rows - self.request.num_visual + stage.kept
+            if not self.require(
+                each, f"{where}, residual stream after it", lambda: reading + describe(residual), **names
+            ):
+                return
+
+    def residual_rules(self, stage: Stage) -> list[str]:
+        """The rules that the residual stream after a stage is about, first the one that is to blame if nothing else is known.
+
+        Inner blocks with plain attention are right by their caches; of linear ones nothing else is to be seen.
+        """
+        kinds = self.decoder.kinds[stage.first : stage.last + 1]
+        due = []
+        if any(kind != PLAIN_ATTENTION for kind in kinds):
+            due.append("RR-BLOCK-011")
+        if gated(self.decoder) and PLAIN_ATTENTION in kinds:
+            due.append("RR-BLOCK-013")
+        if stage.index > 0 and self.deleting:
+            due.append("RR-BLOCK-007")
+        else:
+            due += ["RR-EQV-001"] if stage.index > 0 and stage.last > stage.first else []
+            due.append("RR-BLOCK-006" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-003")
+        return due + (["RR-BLOCK-010"] if self.crossed(stage) and self.request.num_visual else [])
+
+    def crossed(self, stage: Stage) -> range:
+        """The boundaries of a stage at which something is added to the rows."""
+        return range(stage.first, min(stage.last + 1, len(self.features[0])))
 
     def judge_cache(self, stage: Stage, layer: int, where: str) -> None:
         """What a block cached. A stage's first block has seen nothing but its input, already judged: its keys tell the positions."""
         before = self.earlier[layer] if self.earlier else 0
         held, ran = self.answer.keys[layer].shape[1] - before, self.request.kv_rows[layer]
-        detail = f"it holds {held} rows, the block ran {ran}"
-        if not self.require("RR-KV-001", f"cache of block {layer}", detail, cached_rows=held, rows_run=ran):
+        detail, place = f"it holds {held} rows, the block ran {ran}", f"cache of block {layer}"
+        if self.decoder.kinds[layer] != PLAIN_ATTENTION:
+            self.require("RR-BLOCK-011", place, detail, close=lambda _: True, residual=None, cached_rows=held)
             return
-        expected = self.computed("keys", layer), self.computed("values", layer)
-        if expected[0] is None or expected[1] is None:
+        if not self.require("RR-KV-001", place, detail, cached_rows=held, rows_run=ran):
             return
-        keys = self.measured(self.answer.keys[layer], expected[0])
-        values = self.measured(self.answer.values[layer], expected[1])
-        if layer == stage.first:
-            rule = "RR-BLOCK-005" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-002"
-            self.require(
-                rule, f"{where}, keys of block {layer}", lambda: describe(keys), close=close, keys=keys
-            )
-        for name, part in (("keys", keys), ("values", values)):
-            place = f"{where}, {name} of block {layer}"
-            self.require("RR-BLOCK-003", place, partial(describe, part), close=close, outputs=[part])
+        shown = self.answer.keys[layer], self.answer.values[layer]
+        for part, (name, actual) in enumerate(zip(("keys", "values"), shown, strict=True)):
+            if (expected := self.computed(name, layer)) is None:
+                continue
 
-    def judge_bypass(self, where: str, record: DecisionRecord, end: int) -> None:
-        """Deferred rows leave the stage as they entered it, bit for bit."""
-        rows = self.request.visual_rows
+            def held_by(output: RoutedOutput, part: int = part) -> Tensor:
+                return output.cache[self.b].keys_values(layer)[part]
+
+            x = self.measured(actual, expected)
+            rule, reading = self.named("RR-BLOCK-003", x, held_by)
+            if part == 0 and layer == stage.first and rule == "RR-BLOCK-003":
+                rule = self.case.rotary_rule if stage.index == 0 else "RR-BLOCK-002"
+                if stage.index > 0 and self.renumbering:
+                    rule = "RR-BLOCK-009"
+                if not close(x):
+                    rule, reading = key_rule(x) or (rule, reading)
+            for each in dict.fromkeys((rule, "RR-BLOCK-003")):
+                self.require(
+                    each,
+                    f"{where}, {name} of block {layer}",
+                    partial(lambda x, reading: reading + describe(x), x, reading),
+                    **about(each, x),
+                )
+
+    def judge_bypass(self, where: str, stage: Stage, end: int) -> None:
+        """Deferred rows leave the stage as they entered it, bit for bit but for what block boundaries add."""
+        rows, record = self.request.visual_rows, self.answer.record(stage.index)
         deferred = [rows[ordinal] for ordinal in range(len(rows)) if ordinal not in record.selected]
         before, after = self.answer.residuals[record.layer], self.answer.residuals[end]
         if before.shape != after.shape or before.shape[0] != self.request.num_rows:
             return  # the shape is the next comparison's finding
+        if self.crossed(stage):
+            # what is added to deferred rows, too, is a computed value
+            expected, exact = (
+                sum((added[layer] for layer in self.crossed(stage)), start)
+                for start, added in zip((before, before.double()), self.features, strict=True)
+            )
+            bypassed = Measured(after[deferred], expected[deferred], exact[deferred])
+            rule, reading = self.named(
+                "RR-BLOCK-001", bypassed, lambda out: out.residuals[self.b][end][deferred]
+            )
+            if close(bypassed) or rule != "RR-BLOCK-001":
+                self.require(
+                    "RR-BLOCK-010",
+                    f"{where}, deferred rows",
+                    lambda: reading + describe(bypassed),
+                    counts=bool(deferred),
+                    close=close,
+                    residual=bypassed,
+                )
+                return
+            before = expected
 
         def detail() -> str:
             changed = (before[deferred] != after[deferred]).any(-1).tolist()
@@ -281,7 +372,7 @@ class RequestJudge:
                 lambda: describe(logits),
                 close=close,
                 logits=logits,
-                unrouted_rows=[rows] * self.request.num_layers,
+                unrouted_rows=[rows if ran else 0 for ran in self.request.kv_rows],
                 kv_rows=kv_rows,
             )
 
@@ -290,13 +381,21 @@ class RequestJudge:
         if (expected := self.computed("decode_logits")) is None:
             return
         logits = self.measured(decoded, expected)
-        self.verdict.exercised["RR-KV-004"] += 1
+        self.verdict.exercised["RR-BLOCK-009" if self.renumbering else "RR-KV-004"] += 1
         rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
+        names |= {"keys": NOTHING} if rule == "RR-BLOCK-009" else {}
         where = "decode logits [token, vocabulary]"
         self.require(
             rule, where, lambda: reading + describe(logits), close=close, decode_logits=logits, **names
         )
+
+    def named(self, rule: str, x: Measured, of: Callable[[RoutedOutput], Tensor]) -> tuple[str, str]:
+        """The rule that a value broke and how that can be told: ``rule``, or one of a family's that is known to be
+        misread to just this value; ``of`` takes the quantity from a run.
+        """
+        known = None if close(x) else family_rule(self, x, of)
+        return known or (rule, "")
 
     def measured(self, actual: Tensor, computed: Sequence[Tensor]) -> Measured:
         """A tensor of the target beside the reference's two."""
@@ -308,6 +407,15 @@ class RequestJudge:
         return self.verdict.require(
             rule, f"request {self.b}, {where}", detail, request=self.b, counts=counts, **names
         )
+
+
+def about(rule: str, x: Measured) -> dict[str, Any]:
+    """A quantity under the names that a rule's check has for it; scores are what keys at their positions gave."""
+    given: dict[str, Any] = dict.fromkeys(_QUANTITY & names(rule), x)
+    given |= {"outputs": [x]} if "outputs" in names(rule) else {}
+    given |= {"cached_rows": 0} if rule == "RR-BLOCK-011" else {}  # the caches were judged before
+    given |= {"decode_logits": NOTHING} if rule == "RR-BLOCK-009" else {}  # judged after the prefill
+    return {"close": close, **given}
 
 
 def judge_ambiguity(
@@ -331,6 +439,7 @@ def judge_ambiguity(
         threshold.update({ordinal: lowest for ordinal in span if ordinal in score})
     ambiguous = {v for v in score if abs(score[v] - threshold[v]) <= tau * threshold[v]}
     verdict.decisions += 1
+    verdict.margins.append(record.margin)
     near = ((score[u], score[v]) for u in ambiguous & right for v in ambiguous - right)
     verdict.ambiguous += any(a != b for a, b in near)  # exact ties do not count
 

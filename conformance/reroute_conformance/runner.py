@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import Any, cast
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.stateful import run_state_machine_as_test
-from reroute_spec import SPEC_VERSION, RerouteError
+from reroute_spec import RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError, SkippedError, UnansweredError
-from .cases import Case, forget_target_models
+from .cases import Case
 from .checks import Check, checks
-from .protocol import PROFILES, Target, families_of
+from .margins import Margins
+from .models import forget_target_models
+from .protocol import FAMILIES, PROFILES, Target, dtypes_of, families_of
 from .saved import read_case, save_case
 from .session_cases import machine
 from .tolerance import AMBIGUOUS_SHARE
@@ -52,10 +53,30 @@ class CheckResult:
     exercised: Counter[str] = field(default_factory=Counter)
     decisions: int = 0
     ambiguous: int = 0
+    differing: int = 0
+    margins: Margins = field(default_factory=Margins)
     failure: Failure | None = None
     seconds: float = 0.0
     skipped: int = 0
     skip_reason: str = ""  # of the first case that was skipped
+
+    def add(self, verdict: Verdict) -> None:
+        """Count what one more case showed."""
+        self.examples += 1
+        self.exercised.update(verdict.exercised)
+        self.decisions += verdict.decisions
+        self.ambiguous += verdict.ambiguous
+        self.differing += verdict.differing
+        for margin in verdict.margins:
+            self.margins.count(margin)
+
+    def join(self, other: CheckResult) -> None:
+        """Add what another run of the same check showed."""
+        for name in ("examples", "decisions", "ambiguous", "differing", "seconds", "skipped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.exercised.update(other.exercised)
+        self.margins.add(other.margins)
+        self.failure, self.skip_reason = self.failure or other.failure, self.skip_reason or other.skip_reason
 
     def missing(self) -> list[str]:
         """MUST rules that this check should have exercised but did not; all of them where a case was skipped."""
@@ -66,11 +87,21 @@ class CheckResult:
 
 @dataclass
 class Report:
-    """The outcome of a run."""
+    """The outcome of a run.
+
+    Attributes:
+        target: its name.
+        profiles: those that were run.
+        results: of every check, in order.
+        families: of profile ``hf``, the model families that the target claims.
+        device: where the target says that it computes.
+    """
 
     target: str
     profiles: tuple[str, ...]
     results: list[CheckResult]
+    families: tuple[str, ...] = ()
+    device: str = ""
 
     @property
     def failures(self) -> list[Failure]:
@@ -79,13 +110,17 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """What was not exercised: rules of checks that ran, and profiles that the target does not claim."""
+        """What was not exercised: profiles and model families without a check that ran, rules of checks that did."""
         rules_missing = {
             rule for result in self.results if result.failure is None for rule in result.missing()
         }
         ran = {result.check.profile for result in self.results}
+        run_families = {
+            result.check.family or FAMILIES[0] for result in self.results if result.check.profile == "hf"
+        }
         return [
             *(f"profile {name}" for name in dict.fromkeys(("core", *self.profiles)) if name not in ran),
+            *(f"family {name}" for name in self.families if name not in run_families),
             *sorted(rules_missing),
         ]
 
@@ -142,12 +177,30 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@dataclass(frozen=True)
+class Search:
+    """Looking for cases at random instead of drawing the same ones every time.
+
+    Attributes:
+        until: when to stop, on the clock of ``time.monotonic``.
+        database: folder of cases that broke something before, shared with whoever searches too; None for none.
+    """
+
+    until: float
+    database: Path | None = None
+
+
 def run_check(
-    check: Check, implementation: Target, examples: int | None = None, tick: Callable[[], None] = lambda: None
+    check: Check,
+    implementation: Target,
+    examples: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+    search: Search | None = None,
 ) -> CheckResult:
     """Run one check until it is done or a violation is found and shrunk.
 
-    Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule.
+    Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule. With a
+    ``search`` the cases are others every time, and none is judged once its time is up.
     """
     result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
@@ -156,12 +209,11 @@ def run_check(
 
     def body(case: Case) -> None:
         nonlocal shrinks_left
+        if search is not None and not failing and time.monotonic() > search.until:
+            return
         if not failing:
             verdict = _judged(check, case, target)
-            result.examples += 1
-            result.exercised.update(verdict.exercised)
-            result.decisions += verdict.decisions
-            result.ambiguous += verdict.ambiguous
+            result.add(verdict)
             tick()
         elif case.digest() not in failing and shrinks_left > 0:
             shrinks_left -= 1
@@ -177,8 +229,9 @@ def run_check(
             raise _ViolationFoundError
 
     with suppress(_ViolationFoundError):
-        _drive(check, body, examples)
-    if result.failure is None and result.decisions and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
+        _drive(check, body, examples, search)
+    limited = result.decisions and not check.dtype  # the limit is on float32 (RR-NUM-002)
+    if result.failure is None and limited and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
         result.failure = Failure(Violation("RR-NUM-002", check.name, detail), case=None)
     if target.skipped and result.failure is None:  # after a failure, smaller cases may have been skipped too
@@ -188,19 +241,23 @@ def run_check(
     return result
 
 
-def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> None:
+def _drive(check: Check, body: Callable[[Case], None], examples: int | None, search: Search | None) -> None:
     if isinstance(check.cases, tuple):
-        for case in check.cases:
+        for case in check.cases[:examples]:
             body(case)
         return
     configured = settings(
         max_examples=check.examples if examples is None else min(examples, check.examples),
-        derandomize=True,  # two runs of the same versions draw the same cases
-        database=None,
+        derandomize=search is None,  # two runs of the same versions draw the same cases
+        database=None
+        if search is None or search.database is None
+        else DirectoryBasedExampleDatabase(search.database),
         deadline=None,
         print_blob=False,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink)
+        if search is None
+        else (Phase.reuse, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
         stateful_step_count=_LONGEST_SESSION,
@@ -208,7 +265,10 @@ def _drive(check: Check, body: Callable[[Case], None], examples: int | None) -> 
     if isinstance(check.cases, type):
         run_state_machine_as_test(machine(check.cases, body), settings=configured)
     else:
-        configured(given(check.cases)(body))()
+        test = configured(given(check.cases)(body))
+        # what a check finds is kept under its name; of a machine under its own
+        test._hypothesis_internal_database_key = f"vlm-reroute:{check.name}".encode()  # type: ignore[attr-defined]
+        test()
 
 
 def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
@@ -246,16 +306,29 @@ def run_suite(
         RerouteError: a profile that is unknown, or that the target does not claim.
     """
     chosen = chosen_profiles(target, profiles)
-    results = []
-    for check in checks():
-        if check.claimed(chosen, families_of(target)):
-            total = (
-                len(check.cases)
-                if isinstance(check.cases, tuple)
-                else min(check.examples, examples or check.examples)
-            )
-            results.append(run_check(check, target, examples, on_check(check, total)))
-    return Report(target.name, chosen, results)
+    results = [
+        run_check(check, target, examples, on_check(check, total(check, examples)))
+        for check in claimed_checks(target, chosen)
+    ]
+    return report_of(target, chosen, results)
+
+
+def claimed_checks(target: Target, profiles: Iterable[str]) -> list[Check]:
+    """The checks of ``profiles`` that are run of a target, in the order of the report."""
+    families, dtypes = families_of(target), dtypes_of(target)
+    return [check for check in checks() if check.claimed(profiles, families, dtypes)]
+
+
+def total(check: Check, examples: int | None = None) -> int:
+    """Cases that a whole run of a check has, capped by ``examples``."""
+    whole = len(check.cases) if isinstance(check.cases, tuple) else check.examples
+    return whole if examples is None else min(examples, whole)
+
+
+def report_of(target: Target, profiles: tuple[str, ...], results: list[CheckResult]) -> Report:
+    """The report of what checks of a target showed."""
+    families = families_of(target) if "hf" in profiles else ()
+    return Report(target.name, profiles, results, families, str(getattr(target, "device", "")))
 
 
 def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
@@ -296,51 +369,3 @@ def replay_case(path: Path, target: Target) -> Verdict:
     check, case = read_case(path)
     forget_target_models()
     return _judged(check, case, _Guarded(target))
-
-
-def to_records(report: Report, versions: dict[str, str]) -> Sequence[dict[str, Any]]:
-    """The report as JSON lines in the form of ``schemas/report.json``: a header, one line per check, a footer."""
-    header = {
-        "record": "header",
-        "format": "urn:vlm-reroute:report:1",
-        "spec_version": SPEC_VERSION,
-        "rules_digest": sha256(files("reroute_spec").joinpath("rules.json").read_bytes()).hexdigest(),
-        "target": report.target,
-        "profiles": list(report.profiles),
-        "versions": versions,
-    }
-    lines: list[dict[str, Any]] = [header]
-    for result in report.results:
-        line: dict[str, Any] = {
-            "record": "check",
-            "name": result.check.name,
-            "kind": result.check.kind,
-            "profile": result.check.profile,
-            "examples": result.examples,
-            "seconds": round(result.seconds, 3),
-            "exercised": {rule: count for rule, count in sorted(result.exercised.items()) if count},
-            "decisions": result.decisions,
-            "ambiguous": result.ambiguous,
-            "missing": result.missing(),
-        }
-        if result.skipped:
-            line["skipped"] = {"cases": result.skipped, "reason": result.skip_reason}
-        if result.failure is not None:
-            line["failure"] = describe(result.failure)
-        lines.append(line)
-    footer = {"verdict": report.verdict, "missing": report.missing, "uncovered": report.uncovered}
-    return [*lines, {"record": "footer", **footer}]
-
-
-def describe(failure: Failure) -> dict[str, Any]:
-    """A failure as plain data."""
-    violation = failure.violation
-    return {
-        "rule": violation.rule,
-        "title": rules()[violation.rule].title,
-        "check": rules()[violation.rule].check,
-        "where": violation.where,
-        "detail": violation.detail,
-        "case": None if failure.path is None else str(failure.path),
-        "replay": failure.replay,
-    }

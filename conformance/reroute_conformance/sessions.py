@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from reroute_reference.inputs import read_prompts
 from reroute_reference.model import as_decoder
-from reroute_spec import plan
 from torch import Tensor
 
 from .answers import MalformedError, read_answers, read_held, read_logits
-from .judge import check_trace
+from .judge import check_trace, planned
 from .protocol import Target
 from .reference_session import ReferenceSession
 from .requests import RequestJudge
@@ -173,7 +172,7 @@ class _SessionJudge:
         later = operation["op"] == "turn"
         caches = self.sessions[0].caches if later else None
         prompts = read_prompts(self.decoder, operation["inputs"], caches)
-        plans = [plan(case.routing(), self.decoder.num_layers, p.visual, p.images) for p in prompts]
+        plans = [planned(self.decoder, case.routing(), prompt) for prompt in prompts]
         answers = read_answers(answered, plans, decoded=False)
         earlier = [tuple(held.rows()) for held in before] if later else [()] * len(prompts)
         for b, answer in enumerate(answers):

@@ -11,15 +11,33 @@ from typing import Any
 
 import torch
 from reroute_spec import SPEC_VERSION, RerouteError, Schedule
+from reroute_spec.canonical import CanonicalConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .answers import MalformedError, SkippedError, UnansweredError
-from .messages import line_of, observed, read_message, read_tensors, read_traces, requests_of, short
+from .messages import (
+    Reply,
+    line_of,
+    operations_of,
+    read_message,
+    read_tensors,
+    read_traces,
+    requests_of,
+    short,
+)
 from .process import LineProcess, plain
 from .protocol import Model
 
 _LONGEST_TIMEOUT = 86400  # a day
+_MODELS = "a command cannot run transformers models"
+_PYTHON_ONLY = {
+    "hf": _MODELS,
+    "nuwa": _MODELS,
+    "prefix": "the protocol has no cases of shared prefixes",
+    "shards": "the protocol has no cases of sharded heads",
+}
+"""Profiles that no command can claim, and why."""
 
 
 class RefusalError(Exception):
@@ -44,7 +62,9 @@ class CommandTarget:
 
     Attributes:
         name: as the command calls itself.
+        profiles, dtypes: what it claims; of a dtype that it does not name it is asked nothing.
         profiles: what it claims.
+        device: where it says that it computes.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -73,11 +93,12 @@ class CommandTarget:
         self.name = " ".join(plain(said["name"]).split())
         if "float32" not in said["dtypes"]:
             raise self._refused("dtypes", "do not name float32", "the suite runs in float32")
-        if "hf" in said["profiles"]:
-            raise self._refused(
-                "profiles", "name hf", "a command cannot run transformers models: leave it out"
-            )
+        for profile, reason in _PYTHON_ONLY.items():
+            if profile in said["profiles"]:
+                raise self._refused("profiles", f"name {profile}", f"{reason}: leave it out")
         self.profiles = frozenset(said["profiles"])
+        self.dtypes = frozenset(said["dtypes"])
+        self.device = ", ".join(said.get("devices", ()))
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
@@ -108,20 +129,78 @@ class CommandTarget:
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "a command runs canonical decoders only")
         config, weights = model
+        dtype = next(iter(weights.values())).dtype
         requests, tensors = requests_of(inputs, decisions, continuation)
-        data = {
-            "schedule": schedule.to_dict(),
-            "decoder": {"config": config.to_dict(), "weights": "weights."},
-            "requests": requests,
-        }
-        tensors |= {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
+        data = {"schedule": schedule.to_dict(), "requests": requests}
         kind = "trace" if decisions is None else "route"
-        result, found = self._ask_tensors(kind, data, tensors)
+        result, found = self._ask_tensors(kind, model, data, tensors, "traces")
         traces = read_traces(result["traces"], len(requests))
-        tokens = None if continuation is None else continuation.shape[1]
+        reply = Reply(config, result["tensors"], found, dtype=dtype)
+        tokens = 0 if continuation is None else continuation.shape[1]
         return [
-            observed(b, trace, config, result["tensors"], found, tokens) for b, trace in enumerate(traces)
+            {
+                **reply.forward(b, trace),
+                "decode_logits": reply.take(b, "decode_logits", tokens, config.vocab_size)
+                if continuation is not None
+                else torch.empty(0, config.vocab_size),
+            }
+            for b, trace in enumerate(traces)
         ]
+
+    def session(
+        self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
+    ) -> list[list[dict[str, Any]] | Exception]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "a command runs canonical decoders only")
+        told, tensors = operations_of(operations)
+        data = {"schedule": schedule.to_dict(), "operations": told}
+        result, found = self._ask_tensors("session", model, data, tensors, "steps")
+        steps = result["steps"]
+        if len(steps) != len(operations):
+            raise MalformedError(f"{len(steps)} steps of {len(operations)} operations")
+        return [
+            self._step(operation, step, Reply(model[0], result["tensors"], found, f"steps.{index}."))
+            for index, (operation, step) in enumerate(zip(operations, steps, strict=True))
+        ]
+
+    def _step(
+        self, operation: Mapping[str, Any], step: Mapping[str, Any], reply: Reply
+    ) -> list[dict[str, Any]] | Exception:
+        """What one operation showed, or why it was refused."""
+        if "refused" in step:
+            said = step["refused"]
+            return RefusalError(*(short(said.get(name, "")) for name in ("field", "message", "remedy")))
+        count = len(step["lengths"])
+        if "inputs" in operation:
+            traces = read_traces(step.get("traces", []), count)
+            shown = [reply.forward(b, trace) for b, trace in enumerate(traces)]
+        else:
+            shown = [reply.held(b) for b in range(count)]
+        if operation["op"] == "decode":
+            shown = [
+                {**entry, "logits": reply.take(b, "logits", 1, reply.config.vocab_size)}
+                for b, entry in enumerate(shown)
+            ]
+        return [
+            {**entry, "length": int(length)} for entry, length in zip(shown, step["lengths"], strict=True)
+        ]
+
+    def schedule(
+        self,
+        given: str | Mapping[str, Any],
+        num_layers: int,
+        attention_blocks: Sequence[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """See :class:`~reroute_conformance.protocol.Target`."""
+        inputs: dict[str, Any] = {
+            "preset" if isinstance(given, str) else "schedule": given,
+            "num_layers": num_layers,
+        }
+        if attention_blocks is not None:
+            inputs["attention_blocks"] = list(attention_blocks)
+        schedule: Mapping[str, Any] = self._ask("preset", inputs, "schedule")["schedule"]
+        return schedule
 
     def generate(
         self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
@@ -136,7 +215,9 @@ class CommandTarget:
             self._process = None
         self._folder.cleanup()
 
-    def _ask(self, kind: str, inputs: Mapping[str, Any], *needed: str, **files: str) -> dict[str, Any]:
+    def _ask(
+        self, kind: str, inputs: Mapping[str, Any], *needed: str, dtype: str = "float32", **files: str
+    ) -> dict[str, Any]:
         """The content of the ``result`` of one case.
 
         Raises:
@@ -147,7 +228,7 @@ class CommandTarget:
         if self._process is None:
             self._introduced()
         self._seq += 1
-        case = {"type": "case", "seq": self._seq, "kind": kind, "inputs": inputs, "dtype": "float32", **files}
+        case = {"type": "case", "seq": self._seq, "kind": kind, "inputs": inputs, "dtype": dtype, **files}
         answer = self._exchange(case, "result", "skipped", "error")
         if answer["seq"] != self._seq:
             self._abandon()
@@ -164,13 +245,25 @@ class CommandTarget:
         return result
 
     def _ask_tensors(
-        self, kind: str, inputs: Mapping[str, Any], tensors: dict[str, Tensor]
+        self,
+        kind: str,
+        model: tuple[CanonicalConfig, dict[str, Tensor]],
+        inputs: Mapping[str, Any],
+        tensors: dict[str, Tensor],
+        needed: str,
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """As :meth:`_ask`, with the tensors that go and those that come back."""
+        """As :meth:`_ask`, of a decoder in its weights' dtype, with the tensors that go and those that come back."""
+        config, weights = model
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        if dtype not in self.dtypes:
+            raise SkippedError(f"its capabilities do not name {dtype}")
+        inputs = {**inputs, "decoder": {"config": config.to_dict(), "weights": "weights."}}
+        tensors = tensors | {f"weights.{name}": weight.contiguous() for name, weight in weights.items()}
         given, output = (Path(self._folder.name) / f"case.{end}.safetensors" for end in ("in", "out"))
         save_file(tensors, given)
         try:
-            result = self._ask(kind, inputs, "traces", "tensors", tensors=str(given), output=str(output))
+            files = {"tensors": str(given), "output": str(output)}
+            result = self._ask(kind, inputs, needed, "tensors", dtype=dtype, **files)
             return result, read_tensors(output)
         finally:
             for path in (given, output):

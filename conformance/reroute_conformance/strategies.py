@@ -115,11 +115,19 @@ def config_cases(draw: st.DrawFn) -> ConfigCase:
 
 @st.composite
 def schedules(
-    draw: st.DrawFn, num_layers: int, *, scopes: tuple[str, ...] = ("request",), score_rules: bool = True
+    draw: st.DrawFn,
+    num_layers: int,
+    *,
+    scopes: tuple[str, ...] = ("request",),
+    score_rules: bool = True,
+    deciding: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Schedules that a decoder of ``num_layers`` blocks and today's implementations run."""
+    """Schedules that a decoder of ``num_layers`` blocks, of which ``deciding`` can decide, and today's
+    implementations run.
+    """
     action = draw(st.sampled_from(["reroute", "reroute", "delete"]))
-    layers = sorted(draw(st.sets(st.integers(0, num_layers - 1), min_size=1, max_size=5)))
+    can_decide = st.integers(0, num_layers - 1) if deciding is None else st.sampled_from(deciding)
+    layers = sorted(draw(st.sets(can_decide, min_size=1, max_size=5)))
     if draw(st.booleans()):
         ratio = st.integers(1, 999).map(lambda i: f"0.{i:03d}") | st.sampled_from(["1", "1/3", "1/2", "0.29"])
         keeps: list[Any] = draw(st.lists(ratio, min_size=len(layers), max_size=len(layers)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -16,7 +18,7 @@ from reroute_spec.errors import unknown
 from reroute_spec.presets import preset
 from torch import Tensor, nn
 
-from .protocol import FAMILIES, PROFILES, Model, Target, missing_members
+from .protocol import DTYPES, FAMILIES, PROFILES, Model, Target, missing_members
 from .reference_session import ReferenceSession, loaded, observe
 
 
@@ -24,8 +26,9 @@ class ReferenceTarget:
     """The reference behind the target protocol; mutants are small overrides of it."""
 
     name = "reference"
-    profiles = frozenset({"core", "stagewise", "gqa", "batch", "cache", "session", "prefix", "shards", "hf"})
-    families = frozenset(FAMILIES[:1])
+    profiles = frozenset(PROFILES)
+    families = frozenset(FAMILIES)
+    device = "cpu"
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""
@@ -116,6 +119,42 @@ def reference() -> Target:
     return ReferenceTarget()
 
 
+@dataclass(frozen=True)
+class TargetName:
+    """How the command line names a target; every process makes its own of it.
+
+    Attributes:
+        target: as for :func:`load_target`; None where there is a command.
+        command: as for :class:`~reroute_conformance.stdio.CommandTarget`.
+        timeout: seconds that a command may take for a case.
+    """
+
+    target: str | None
+    command: str | None = None
+    timeout: float = 60.0
+
+    @contextmanager
+    def made(self) -> Iterator[Target]:
+        """The target; its process, where it is one, ends with the block.
+
+        Raises:
+            RerouteError: no such target, none or two named.
+        """
+        if (self.target is None) == (self.command is None):
+            problem = "are both missing" if self.command is None else "are both given"
+            raise RerouteError("--target, --cmd", problem, "Missing option: give exactly one of the two")
+        if self.target is not None:
+            yield load_target(self.target)
+            return
+        from .stdio import CommandTarget
+
+        started = CommandTarget(str(self.command), self.timeout)
+        try:
+            yield cast(Target, started)
+        finally:
+            started.close()
+
+
 def load_target(name: str) -> Target:
     """A target by entry point name (group ``reroute.targets``), ``mutant:NAME``, or ``package.module:factory``.
 
@@ -148,7 +187,7 @@ def load_target(name: str) -> Target:
         raise RerouteError(
             f"{name}.profiles", f"is a {type(target.profiles).__name__}", "give a frozenset of names"
         )
-    for claim, known in (("profiles", PROFILES), ("families", FAMILIES)):
+    for claim, known in (("profiles", PROFILES), ("families", FAMILIES), ("dtypes", ("float32", *DTYPES))):
         strange = set(getattr(target, claim, ())) - set(known)
         if strange:
             raise RerouteError(

@@ -20,6 +20,8 @@ from transformers import (
 
 IMAGE_TOKEN = "<image>"
 PATCHES_PER_IMAGE = 36
+NARROW_IMAGE, NARROW_PATCHES = 190, 576
+"""Placeholder token, and its rows per image, of :func:`narrow_llava`."""
 _WORDS = [
     "a",
     "an",
@@ -127,6 +129,46 @@ def tiny_llava(
             parameter.normal_(1.0 if is_norm_weight else 0.0, std, generator=generator)
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def narrow_llava(seed: int = 0, *, num_layers: int = 32) -> LlavaForConditionalGeneration:
+    """A LLaVA-1.5 whose tower has the 24 blocks over 24 x 24 patches that Nüwa's first stage is defined for, all narrow.
+
+    Args:
+        seed: of the weights, random; in eval mode, float32.
+        num_layers: decoder blocks.
+    """
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=24,
+            num_attention_heads=2,
+            image_size=336,
+            patch_size=14,
+            projection_dim=32,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=200,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=num_layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        image_token_index=NARROW_IMAGE,
+        image_seq_length=NARROW_PATCHES,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = parameter.ndim == 1 and name.endswith("weight")
+            std = 0.3 if "vision" in name and "proj" in name else 0.1
+            parameter.normal_(1.0 if norm else 0.0, std, generator=generator)
+    return model.eval().requires_grad_(False)
 
 
 @cache

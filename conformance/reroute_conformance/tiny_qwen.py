@@ -18,7 +18,8 @@ from transformers import (
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 IMAGE, VIDEO, VISION_START, VISION_END = 190, 191, 192, 193
-_WORDS = (3, 180)  # ids of text, past the special tokens and below the placeholders
+LAST_WORD = 180
+_WORDS = (3, LAST_WORD)  # ids of text, past the special tokens and below the placeholders
 _PATCH_VALUES = 3 * 2 * 14 * 14  # channels, frames per patch, height, width
 _MERGED = 4  # patches per row: 2 x 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,16 +12,32 @@ from reroute_spec.predicates import holds
 from torch import Tensor
 
 AMBIGUOUS_SHARE = 0.05
-TAU_CLAMP = {torch.float32: (1e-5, 1e-4)}
+TAU_CLAMP = {
+    torch.float32: (1e-5, 1e-4),
+    torch.float16: (1e-3, 2e-2),
+    torch.bfloat16: (1e-3, 2e-2),
+}
+
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A computed quantity: the target's, the reference's in the same dtype, and the reference's in float64."""
+    """A computed quantity: the target's, the reference's in the same dtype, and the reference's in float64.
+
+    ``precision`` is the dtype that was computed in, where it is not that of ``plain``: scores are float32 in every one.
+    """
 
     actual: Tensor
     plain: Tensor
     oracle: Tensor
+    precision: torch.dtype | None = field(default=None, kw_only=True)
+
+    @property
+    def epsilon(self) -> float:
+        """ε of the dtype that was computed in."""
+        return torch.finfo(self.precision or self.plain.dtype).eps
 
     def __len__(self) -> int:
         return len(self.actual)
@@ -40,7 +56,7 @@ def given(x: Measured) -> dict[str, Any]:
         "actual": x.actual.double(),
         "plain": x.plain.double(),
         "oracle": x.oracle.double(),
-        "epsilon": torch.finfo(x.plain.dtype).eps,
+        "epsilon": x.epsilon,
         "largest": _largest,
         "root_mean_square": _root_mean_square,
     }
@@ -64,7 +80,7 @@ def describe(x: Measured) -> str:
     errors, plain = (x.actual.double() - x.oracle).abs(), (x.plain.double() - x.oracle).abs()
     index = tuple(int(i) for i in torch.unravel_index(errors.nan_to_num(torch.inf).argmax(), errors.shape))
     expected, found = float(x.oracle[index]), float(x.actual[index])
-    ulp = abs(found - expected) / max(abs(expected) * torch.finfo(x.plain.dtype).eps, 2**-149)
+    ulp = abs(found - expected) / max(abs(expected) * x.epsilon, 2**-149)
     relative = abs(found - expected) / max(abs(expected), 2**-149)
     return (
         f"furthest off at element {list(index)}: expected {expected:.9g}, got {found:.9g} "

@@ -31,13 +31,18 @@ class Violation:
 class Verdict:
     """What one case showed: broken rules in the order in which they were found, and which rules were judged at all.
 
-    ``skipped`` is why the target did not take the case.
+    ``differing`` are decisions of low precision that differ from the oracle's in rows that are not ambiguous: reported,
+    never a violation (RR-NUM-002). ``skipped`` is why the target did not take the case.
+    ``margins`` are those of the decisions that were compared with the oracle's, as the target's records have them; None where
+    there is none. ``skipped`` is why the target did not take the case.
     """
 
     violations: list[Violation] = field(default_factory=list)
     exercised: Counter[str] = field(default_factory=Counter)
     decisions: int = 0
     ambiguous: int = 0
+    differing: int = 0
+    margins: list[float | None] = field(default_factory=list)
     skipped: str = ""
 
     def require(
@@ -74,3 +79,5 @@ class Verdict:
         self.exercised.update(other.exercised)
         self.decisions += other.decisions
         self.ambiguous += other.ambiguous
+        self.differing += other.differing
+        self.margins += other.margins

@@ -13,7 +13,7 @@ from reroute_spec.canonical import CanonicalConfig
 from .cases import DecoderCase, GivenCase, LlavaCase, Row, SelectCase, decoder_config
 
 
-def _filled(config: CanonicalConfig, given: dict[str, Any]) -> dict[str, Any]:
+def filled(config: CanonicalConfig, given: dict[str, Any]) -> dict[str, Any]:
     """All weights: norms that scale by 1, zero for what is not given."""
     return {
         name: given.get(name, _full(size, float(name.endswith("norm.weight"))))
@@ -44,7 +44,7 @@ def example() -> GivenCase:
         rows=[Row("tvvvvt")],
         config=config.to_dict(),
         embeddings=[[1, 1], [2, 1], [-1, 2], [1, -2], [-2, -1], [1, 2]],
-        weights=_filled(config, given),
+        weights=filled(config, given),
     )
 
 
@@ -71,7 +71,7 @@ def counterexample(action: str) -> GivenCase:
         rows=[Row("vvvt")],
         config=config.to_dict(),
         embeddings=[[2.0 * (u == row) for u in range(rows)] for row in range(rows)],
-        weights=_filled(config, given),
+        weights=filled(config, given),
     )
 
 

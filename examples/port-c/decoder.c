@@ -46,14 +46,35 @@ static void read_block(const struct decoder *d, struct block *block, const struc
     block->down = weight(all, d_, m, "%smlp.down_proj.weight", at);
 }
 
+/* Which coordinate turns each pair: in sections one after the other, or interleaved (RR-BLOCK-012). */
+static void read_axes(struct decoder *d, const struct json *config) {
+    const struct json *section = json_get(config, "mrope_section"), *turns = json_get(config, "mrope_interleaved");
+    int pairs = d->head_dim / 2, count[3], total = 0, axis = 0;
+    d->axis = take((size_t)pairs, sizeof *d->axis);
+    d->mrope = section && section->type != JSON_NULL;
+    if (!d->mrope)
+        return;
+    for (const struct json *entry = section->first; entry; entry = entry->next, axis++) {
+        int64_t wide;
+        if (axis == 3 || !json_integer(entry, 0, &wide) || wide > pairs)
+            refuse("mrope_section", "give three counts that add up to half a head", "has another form");
+        total += count[axis] = (int)wide;
+    }
+    if (axis != 3 || total != pairs)
+        refuse("mrope_section", "give three counts that add up to half a head", "has another form");
+    for (int i = 0; i < pairs; i++) {
+        if (turns && turns->number != 0)
+            d->axis[i] = i % 3 && i < 3 * count[i % 3] ? i % 3 : 0;
+        else
+            d->axis[i] = i < count[0] ? 0 : i < count[0] + count[1] ? 1 : 2;
+    }
+}
+
 struct decoder *read_decoder(const struct json *data, const struct tensor *tensors) {
     struct decoder *d = take(1, sizeof *d);
     const struct json *config = json_need(data, "config", JSON_OBJECT);
     const struct json *shape = json_need(config, "shape", JSON_OBJECT);
     const char *prefix = json_need(data, "weights", JSON_STRING)->text;
-    const struct json *section = json_get(config, "mrope_section");
-    if (section && section->type != JSON_NULL)
-        skip("M-RoPE is not part of this port");
     d->num_layers = json_size(shape, "num_layers", 1);
     d->hidden = json_size(shape, "hidden_size", 1);
     d->intermediate = json_size(shape, "intermediate_size", 1);
@@ -63,6 +84,7 @@ struct decoder *read_decoder(const struct json *data, const struct tensor *tenso
     d->vocabulary = json_size(config, "vocab_size", 1);
     if (d->head_dim % 2 || d->heads % d->kv_heads)
         refuse("decoder", "give even heads, and key heads that divide the heads", "has sizes that do not fit");
+    read_axes(d, config);
     d->eps = number(config, "rms_norm_eps", 1e-6);
     d->theta = number(config, "rope_theta", 10000);
     const struct json *bias = json_get(config, "attention_bias"), *norm = json_get(config, "qk_norm");
@@ -98,10 +120,10 @@ void rms_norm(const float *x, const float *scale, int size, double eps, float *o
         out[i] = scale[i] * (float)(x[i] / root); /* the quotient is rounded, then multiplied */
 }
 
-static void rotate(const struct decoder *d, float *head, int64_t position) { /* RR-BLOCK-005 */
+static void rotate(const struct decoder *d, float *head, struct position at) { /* RR-BLOCK-005 */
     int half = d->head_dim / 2;
     for (int i = 0; i < half; i++) {
-        double angle = (double)position * pow(d->theta, -2.0 * i / d->head_dim);
+        double angle = (double)at.axis[d->axis[i]] * pow(d->theta, -2.0 * i / d->head_dim);
         float cosine = (float)cos(angle), sine = (float)sin(angle), a = head[i], b = head[i + half];
         head[i] = (float)((double)a * cosine - (double)b * sine);
         head[i + half] = (float)((double)b * cosine + (double)a * sine);
@@ -109,25 +131,25 @@ static void rotate(const struct decoder *d, float *head, int64_t position) { /* 
 }
 
 /* Norm per head where there is one, then rotation (RR-BLOCK-006). */
-static void finish_heads(const struct decoder *d, float *heads, int count, const float *norm, int64_t position) {
+static void finish_heads(const struct decoder *d, float *heads, int count, const float *norm, struct position at) {
     for (int i = 0; i < count; i++) {
         float *head = heads + (size_t)i * (size_t)d->head_dim;
         if (norm)
             rms_norm(head, norm, d->head_dim, d->eps, head);
-        rotate(d, head, position);
+        rotate(d, head, at);
     }
 }
 
-void make_query(const struct decoder *d, int layer, const float *normed, int64_t position, float *query) {
+void make_query(const struct decoder *d, int layer, const float *normed, struct position at, float *query) {
     const struct block *block = &d->block[layer];
     project(block->q, block->q_bias, normed, d->heads * d->head_dim, d->hidden, query);
-    finish_heads(d, query, d->heads, block->q_norm, position);
+    finish_heads(d, query, d->heads, block->q_norm, at);
 }
 
-void make_key(const struct decoder *d, int layer, const float *normed, int64_t position, float *key) {
+void make_key(const struct decoder *d, int layer, const float *normed, struct position at, float *key) {
     const struct block *block = &d->block[layer];
     project(block->k, block->k_bias, normed, d->kv_heads * d->head_dim, d->hidden, key);
-    finish_heads(d, key, d->kv_heads, block->k_norm, position);
+    finish_heads(d, key, d->kv_heads, block->k_norm, at);
 }
 
 /* The attention that one query head gives the first `rows` of keys [rows, K, h] (RR-BLOCK-006). */
@@ -152,7 +174,7 @@ void softmax_row(const struct decoder *d, const float *query, const float *keys,
 /* Runs one row through one block, in place, and appends it to the block's cache. The row sees what the cache holds and
  * itself: rows that are run in prompt order are one causal sequence (RR-BLOCK-003), a decoded row is like any other
  * (RR-KV-002), and what was not run is in no cache (RR-BLOCK-001, RR-KV-001). */
-void run_row(const struct decoder *d, int layer, float *x, int64_t position, struct cache *cache) {
+void run_row(const struct decoder *d, int layer, float *x, struct position at, struct cache *cache) {
     const struct block *block = &d->block[layer];
     size_t h = (size_t)d->head_dim, width = (size_t)d->kv_heads * h;
     int heads = d->heads * d->head_dim, rows = cache->rows + 1;
@@ -162,8 +184,8 @@ void run_row(const struct decoder *d, int layer, float *x, int64_t position, str
     double *weights = take((size_t)rows, sizeof(double));
 
     rms_norm(x, block->input_norm, d->hidden, d->eps, normed);
-    make_query(d, layer, normed, position, query);
-    make_key(d, layer, normed, position, cache->keys + (size_t)cache->rows * width);
+    make_query(d, layer, normed, at, query);
+    make_key(d, layer, normed, at, cache->keys + (size_t)cache->rows * width);
     project(block->v, block->v_bias, normed, (int)width, d->hidden, cache->values + (size_t)cache->rows * width);
     cache->rows = rows;
     for (int head = 0; head < d->heads; head++) {

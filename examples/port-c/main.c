@@ -53,8 +53,8 @@ static const struct tensor *named(const struct json *request, const char *key, c
 }
 
 /* A request of the batch. Its padding ends here: only the real rows go on (RR-EQV-005). */
-static struct request read_request(const struct json *data, const struct decoder *d, const struct schedule *schedule,
-                                   const struct tensor *tensors) {
+struct request read_request(const struct json *data, const struct decoder *d, const struct schedule *schedule,
+                            const struct tensor *tensors) {
     struct request request = {0};
     const struct json *visual = json_need(data, "visual", JSON_ARRAY);
     request.plan = make_plan(schedule, d->num_layers, visual, json_get(data, "images"));
@@ -67,9 +67,11 @@ static struct request read_request(const struct json *data, const struct decoder
     request.embeddings = embeddings->values + left * (size_t)d->hidden;
     if (json_get(data, "positions")) {
         const struct tensor *positions = named(data, "positions", tensors);
-        if (!positions->integers || positions->axes != 1 || positions->size[0] != visual->length)
-            refuse("positions", "give int64 [S]", "have another shape or dtype");
+        bool three = d->mrope && positions->axes == 2 && positions->size[0] == 3;
+        if (!positions->integers || (positions->axes != 1 && !three) || positions->size[three] != visual->length)
+            refuse("positions", d->mrope ? "give int64 [S] or [3, S]" : "give int64 [S]", "have another shape or dtype");
         request.positions = positions->integers;
+        request.axes = three ? 3 : 1;
     }
     if (json_get(data, "decisions"))
         request.decisions = json_need(data, "decisions", JSON_ARRAY);
@@ -78,29 +80,37 @@ static struct request read_request(const struct json *data, const struct decoder
     return request;
 }
 
-/* A trace or route case: a batch through the canonical decoder. */
+/* A trace or route case, a batch through the canonical decoder, or a session of several. */
 static void answer_run(const struct json *inputs, const struct json *message, struct text *out) {
-    const struct json *requests = json_need(inputs, "requests", JSON_ARRAY);
     const struct json *config = json_need(json_need(inputs, "decoder", JSON_OBJECT), "config", JSON_OBJECT);
     int num_layers = json_size(json_need(config, "shape", JSON_OBJECT), "num_layers", 1), index = 0;
     const struct schedule *schedule = read_schedule(json_get(inputs, "schedule"), num_layers); /* RR-CFG-008 */
+    const struct json *section = json_get(config, "mrope_section");
+    if (schedule->renumber && section && section->type != JSON_NULL) /* RR-CFG-011 */
+        refuse("positions", "use preserve", "are of three coordinates, which cannot be renumbered");
     if (schedule->renumber || schedule->previous)
         skip("positions renumber and score source previous are not part of this port");
     if (json_get(message, "dtype") && !json_is(json_get(message, "dtype"), "float32"))
         skip("this port computes in float32");
     const struct tensor *tensors = read_tensors(json_need(message, "tensors", JSON_STRING)->text);
     const struct decoder *d = read_decoder(json_get(inputs, "decoder"), tensors);
-    struct request *request = take(requests->length, sizeof *request);
-    for (const struct json *data = requests->first; data; data = data->next)
-        request[index++] = read_request(data, d, schedule, tensors);
     struct tensor *outputs = NULL;
-    put(out, "{\"traces\":[");
-    for (int i = 0; i < index; i++) {
-        put(out, i ? "," : "");
-        run_request(d, schedule, &request[i], i, out, &outputs);
+    if (json_is(json_get(message, "kind"), "session")) {
+        run_session(d, schedule, json_need(inputs, "operations", JSON_ARRAY), tensors, out, &outputs);
+    } else {
+        const struct json *requests = json_need(inputs, "requests", JSON_ARRAY);
+        struct request *request = take(requests->length, sizeof *request);
+        for (const struct json *data = requests->first; data; data = data->next)
+            request[index++] = read_request(data, d, schedule, tensors);
+        put(out, "{\"traces\":[");
+        for (int i = 0; i < index; i++) {
+            struct held held = new_held(d);
+            put(out, i ? "," : "");
+            run_turn(d, schedule, &request[i], "", i, &held, out, &outputs);
+        }
+        put(out, "],\"tensors\":{");
     }
     write_tensors(json_need(message, "output", JSON_STRING)->text, outputs);
-    put(out, "],\"tensors\":{");
     for (const struct tensor *t = outputs; t; t = t->next)
         put(out, "%s\"%s\":\"%s\"", t == outputs ? "" : ",", t->name, t->name);
     put(out, "}}");
@@ -117,7 +127,7 @@ static void answer_case(const struct json *message, long long seq) {
             answer_config(inputs, out);
         else if (json_is(kind, "select"))
             answer_select(inputs, out);
-        else if (json_is(kind, "trace") || json_is(kind, "route"))
+        else if (json_is(kind, "trace") || json_is(kind, "route") || json_is(kind, "session"))
             answer_run(inputs, message, out);
         else
             skip("cases of this kind are not part of this port");
@@ -165,7 +175,7 @@ int main(void) {
             break;
         if (json_is(type, "hello")) {
             puts("{\"type\":\"capabilities\",\"protocol\":1,\"name\":\"port-c\",\"dtypes\":[\"float32\"],"
-                 "\"profiles\":[\"core\",\"stagewise\",\"gqa\",\"batch\",\"cache\"]}");
+                 "\"profiles\":[\"core\",\"stagewise\",\"gqa\",\"mrope\",\"batch\",\"cache\",\"session\"]}");
         } else if (json_is(type, "case") && json_integer(json_get(message, "seq"), 0, &seq)) {
             answer_case(message, seq);
         } else {

@@ -119,9 +119,14 @@ struct block {
     const float *input_norm, *post_norm, *q, *k, *v, *o, *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
     const float *gate, *up, *down;
 };
+struct position {
+    int64_t axis[3]; /* time, height, width; all equal where positions are scalar */
+};
 struct decoder {
     int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
     double eps, theta;
+    bool mrope;
+    int *axis; /* [h / 2], the coordinate that turns a pair of channels */
     struct block *block;
     const float *embed, *norm, *head;
 };
@@ -131,11 +136,11 @@ struct cache {
 };
 struct decoder *read_decoder(const struct json *data, const struct tensor *tensors);
 void rms_norm(const float *x, const float *weight, int size, double eps, float *out);
-void make_query(const struct decoder *d, int layer, const float *normed, int64_t position, float *query);
-void make_key(const struct decoder *d, int layer, const float *normed, int64_t position, float *key);
+void make_query(const struct decoder *d, int layer, const float *normed, struct position at, float *query);
+void make_key(const struct decoder *d, int layer, const float *normed, struct position at, float *key);
 void softmax_row(const struct decoder *d, const float *query, const float *keys, int head, int rows,
                  double *weights);
-void run_row(const struct decoder *d, int layer, float *x, int64_t position, struct cache *cache);
+void run_row(const struct decoder *d, int layer, float *x, struct position at, struct cache *cache);
 void make_logits(const struct decoder *d, const float *x, float *logits);
 
 /* ---- route.c: one request, routed ---- */
@@ -143,10 +148,28 @@ void make_logits(const struct decoder *d, const float *x, float *logits);
 struct request {
     struct plan *plan;
     const float *embeddings;  /* [S, d], padding gone */
-    const int64_t *positions; /* [S], or NULL: 0 to S - 1 */
+    const int64_t *positions; /* [S] or, axes = 3, [3, S]; or NULL: S positions from the next one on */
+    size_t axes;
     const struct json *decisions, *continuation; /* or NULL */
 };
-void run_request(const struct decoder *d, const struct schedule *schedule, const struct request *request,
-                 int index, struct text *trace, struct tensor **outputs);
+struct held { /* what a request keeps between turns */
+    struct cache *cache; /* per block */
+    int64_t length;      /* real rows so far (RR-KV-003) */
+    int since;           /* rows since the last routed turn */
+    int64_t *next;       /* [since + 1], the next position, at the end of that turn and after every row since (RR-KV-004) */
+};
+struct held new_held(const struct decoder *d);
+void run_turn(const struct decoder *d, const struct schedule *schedule, const struct request *request,
+              const char *prefix, int index, struct held *held, struct text *trace, struct tensor **outputs);
+void run_token(const struct decoder *d, int64_t token, struct held *held, float *logits);
+void keep_caches(const struct decoder *d, const char *prefix, int index, const struct held *held,
+                 struct tensor **outputs);
+struct request read_request(const struct json *data, const struct decoder *d, const struct schedule *schedule,
+                            const struct tensor *tensors);
+
+/* ---- session.c: operations one after another ---- */
+
+void run_session(const struct decoder *d, const struct schedule *schedule, const struct json *operations,
+                 const struct tensor *tensors, struct text *out, struct tensor **outputs);
 
 #endif

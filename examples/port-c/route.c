@@ -10,17 +10,27 @@ struct run {
     const struct decoder *d;
     const struct schedule *schedule;
     const struct request *request;
+    const char *prefix;        /* of the names of outputs */
     int index;                 /* in the batch */
+    int64_t first;             /* position of the first row, unless positions are given */
     float *x;                  /* [S, d], the residual stream; a row that no block runs stays as it is */
     bool *alive;               /* [S], all unless rows were removed */
     bool *chosen;              /* [N], A_j: the routable rows that run */
-    struct cache *cache;       /* per block */
+    struct cache *cache;       /* per block, rows of earlier turns first */
     struct text *trace;
     struct tensor **outputs;
 };
 
-static int64_t position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
-    return r->request->positions ? r->request->positions[row] : row;
+static struct position scalar(int64_t position) {
+    return (struct position){{position, position, position}};
+}
+
+static struct position position(const struct run *r, int row) { /* the unrouted one, whatever runs (RR-BLOCK-002) */
+    const int64_t *given = r->request->positions;
+    size_t rows = (size_t)r->request->plan->num_rows, i = (size_t)row;
+    if (given && r->request->axes == 3)
+        return (struct position){{given[i], given[rows + i], given[2 * rows + i]}};
+    return scalar(given ? given[i] : r->first + row);
 }
 
 /* Whether a prompt row runs: text always, routable rows where chosen (RR-POOL-005). */
@@ -40,7 +50,8 @@ static void keep_residual(const struct run *r, int layer) {
     for (int row = 0; row < r->request->plan->num_rows; row++)
         if (r->alive[row])
             memcpy(copy + width * rows++, r->x + width * (size_t)row, width * sizeof *copy);
-    add_tensor(r->outputs, copy, 2, (size_t[]){rows, width}, "requests.%d.residuals.%d", r->index, layer);
+    add_tensor(r->outputs, copy, 2, (size_t[]){rows, width}, "%srequests.%d.residuals.%d", r->prefix, r->index,
+               layer);
 }
 
 /* Scores of all prompt rows at the input of a block; those of rows that are not in U stay 0 (RR-SCORE-001). */
@@ -53,21 +64,24 @@ static float *score(const struct run *r, int layer) {
         if (r->alive[row])
             row_of[count++] = row;
     float *normed = take((size_t)d->hidden, sizeof *normed), *scores = take((size_t)plan->num_rows, sizeof *scores);
-    float *keys = take((size_t)count * width, sizeof *keys);
+    int before = r->cache[layer].rows; /* of earlier turns: they are in U, and no candidates (RR-KV-007) */
+    float *keys = take((size_t)(before + count) * width, sizeof *keys);
+    if (before)
+        memcpy(keys, r->cache[layer].keys, (size_t)before * width * sizeof *keys);
     float *query = take((size_t)(d->heads * d->head_dim), sizeof *query);
     /* the last row asks (RR-SCORE-009), or the last n of U (RR-SCORE-004) */
     int asking = r->schedule->last_n && r->schedule->n < count ? (int)r->schedule->n : r->schedule->last_n ? count : 1;
-    double *given = take((size_t)(d->heads * count), sizeof *given), *weights = take((size_t)count, sizeof *weights);
+    double *given = take((size_t)(d->heads * count), sizeof *given), *weights = take((size_t)(before + count), sizeof *weights);
     for (int u = 0; u < count; u++) { /* of a deferred row the state it was left with (RR-SCORE-008) */
         rms_norm(r->x + (size_t)row_of[u] * (size_t)d->hidden, d->block[layer].input_norm, d->hidden, d->eps, normed);
-        make_key(d, layer, normed, position(r, row_of[u]), keys + (size_t)u * width);
+        make_key(d, layer, normed, position(r, row_of[u]), keys + (size_t)(before + u) * width);
         if (u < count - asking)
             continue;
         make_query(d, layer, normed, position(r, row_of[u]), query);
         for (int head = 0; head < d->heads; head++) {
-            softmax_row(d, query, keys, head, u + 1, weights); /* causally; a later candidate is given 0 */
+            softmax_row(d, query, keys, head, before + u + 1, weights); /* causally; a later candidate is given 0 */
             for (int i = 0; i <= u; i++)
-                given[head * count + i] += weights[i];
+                given[head * count + i] += weights[before + i];
         }
     }
     for (int u = 0; u < count; u++) { /* rows are averaged first, heads are reduced last (RR-SCORE-004) */
@@ -223,63 +237,121 @@ static void prefill(struct run *r) {
 }
 
 /* Logits of all rows, a deferred one with the state it was left with (RR-BLOCK-008), or of the survivors. */
-static void keep_outputs(const struct run *r) {
+static void keep_logits(const struct run *r) {
     const struct decoder *d = r->d;
-    size_t rows = 0, vocabulary = (size_t)d->vocabulary, h = (size_t)d->head_dim, heads = (size_t)d->kv_heads;
+    size_t rows = 0, vocabulary = (size_t)d->vocabulary;
     float *logits = take((size_t)r->request->plan->num_rows * vocabulary, sizeof *logits);
     for (int row = 0; row < r->request->plan->num_rows; row++)
         if (r->alive[row])
             make_logits(d, r->x + (size_t)row * (size_t)d->hidden, logits + vocabulary * rows++);
-    add_tensor(r->outputs, logits, 2, (size_t[]){rows, vocabulary}, "requests.%d.logits", r->index);
+    add_tensor(r->outputs, logits, 2, (size_t[]){rows, vocabulary}, "%srequests.%d.logits", r->prefix, r->index);
+}
+
+/* Everything that the blocks have cached. */
+void keep_caches(const struct decoder *d, const char *prefix, int index, const struct held *held,
+                 struct tensor **outputs) {
+    size_t h = (size_t)d->head_dim, heads = (size_t)d->kv_heads;
     for (int layer = 0; layer < d->num_layers; layer++) {
-        rows = (size_t)r->cache[layer].rows;
+        size_t rows = (size_t)held->cache[layer].rows;
         for (int part = 0; part < 2; part++) {
-            const float *held = part ? r->cache[layer].values : r->cache[layer].keys;
+            const float *from = part ? held->cache[layer].values : held->cache[layer].keys;
             float *copy = take(rows * heads * h, sizeof *copy);
             for (size_t i = 0; i < rows; i++)
                 for (size_t head = 0; head < heads; head++)
-                    memcpy(copy + (head * rows + i) * h, held + (i * heads + head) * h, h * sizeof *copy);
-            add_tensor(r->outputs, copy, 3, (size_t[]){heads, rows, h}, "requests.%d.%s.%d", r->index,
+                    memcpy(copy + (head * rows + i) * h, from + (i * heads + head) * h, h * sizeof *copy);
+            add_tensor(outputs, copy, 3, (size_t[]){heads, rows, h}, "%srequests.%d.%s.%d", prefix, index,
                        part ? "values" : "keys", layer);
         }
     }
 }
 
-/* Feeds the continuation, every token through every block (RR-KV-002). */
-static void decode(const struct run *r) {
-    const struct decoder *d = r->d;
-    const struct json *tokens = r->request->continuation;
-    size_t width = (size_t)d->hidden, vocabulary = (size_t)d->vocabulary, step = 0;
-    int64_t next = 0, token; /* one after the largest position so far, deferred rows included (RR-KV-004) */
-    for (int row = 0; row < r->request->plan->num_rows; row++)
-        next = position(r, row) >= next ? position(r, row) + 1 : next;
-    float *logits = take(tokens->length * vocabulary, sizeof *logits), *x = take(width, sizeof *x);
-    for (const struct json *entry = tokens->first; entry; entry = entry->next, step++) {
-        if (!json_integer(entry, 0, &token) || token >= d->vocabulary)
-            refuse("continuation", "give tokens of the vocabulary", "entry %zu is not one", step);
-        memcpy(x, d->embed + (size_t)token * width, width * sizeof *x);
-        for (int layer = 0; layer < d->num_layers; layer++)
-            run_row(d, layer, x, next + (int64_t)step, &r->cache[layer]);
-        make_logits(d, x, logits + step * vocabulary);
+/* Room for what the next rows cache, taken once, exactly (RR-KV-001). What was there is copied: another request may
+ * go on from it too (RR-KV-010). */
+static void make_room(const struct decoder *d, struct held *held, int layer, int rows) {
+    size_t width = (size_t)(d->kv_heads * d->head_dim);
+    struct cache *cache = &held->cache[layer], larger = {cache->rows, NULL, NULL};
+    larger.keys = take((size_t)(cache->rows + rows) * width, sizeof(float));
+    larger.values = take((size_t)(cache->rows + rows) * width, sizeof(float));
+    if (cache->rows) {
+        memcpy(larger.keys, cache->keys, (size_t)cache->rows * width * sizeof(float));
+        memcpy(larger.values, cache->values, (size_t)cache->rows * width * sizeof(float));
     }
-    add_tensor(r->outputs, logits, 2, (size_t[]){tokens->length, vocabulary}, "requests.%d.decode_logits", r->index);
+    *cache = larger;
 }
 
-void run_request(const struct decoder *d, const struct schedule *schedule, const struct request *request,
-                 int index, struct text *trace, struct tensor **outputs) {
+struct held new_held(const struct decoder *d) {
+    return (struct held){take((size_t)d->num_layers, sizeof(struct cache)), 0, 0, take(1, sizeof(int64_t))};
+}
+
+/* A copy whose blocks can grow by itself. */
+static struct held grown(const struct decoder *d, const struct held *held) {
+    struct held copy = *held;
+    copy.cache = take((size_t)d->num_layers, sizeof *copy.cache);
+    memcpy(copy.cache, held->cache, (size_t)d->num_layers * sizeof *copy.cache);
+    return copy;
+}
+
+static int64_t largest(struct position at) {
+    int64_t two = at.axis[0] > at.axis[1] ? at.axis[0] : at.axis[1];
+    return two > at.axis[2] ? two : at.axis[2];
+}
+
+/* Counts a new row: one after the largest coordinate so far, deferred rows included (RR-KV-004). */
+static void count_row(struct held *held, int64_t position, bool routed) {
+    int since = routed ? 0 : held->since + 1;
+    int64_t last = held->next[held->since], *next = take((size_t)since + 1, sizeof *next);
+    if (!routed)
+        memcpy(next, held->next, (size_t)since * sizeof *next);
+    next[since] = position >= last ? position + 1 : last;
+    held->next = next;
+    held->since = since;
+    held->length++;
+}
+
+/* One token after the prompt: it runs every block and joins every cache (RR-KV-002). */
+void run_token(const struct decoder *d, int64_t token, struct held *held, float *logits) {
+    size_t width = (size_t)d->hidden;
+    int64_t position = held->next[held->since];
+    float *x = take(width, sizeof *x);
+    *held = grown(d, held);
+    memcpy(x, d->embed + (size_t)token * width, width * sizeof *x);
+    for (int layer = 0; layer < d->num_layers; layer++) {
+        make_room(d, held, layer, 1);
+        run_row(d, layer, x, scalar(position), &held->cache[layer]);
+    }
+    count_row(held, position, false);
+    make_logits(d, x, logits);
+}
+
+/* Feeds the continuation, token by token. */
+static void decode(const struct run *r, struct held *held) {
+    const struct json *tokens = r->request->continuation;
+    size_t vocabulary = (size_t)r->d->vocabulary, step = 0;
+    float *logits = take(tokens->length * vocabulary, sizeof *logits);
+    struct held next = *held;
+    int64_t token;
+    for (const struct json *entry = tokens->first; entry; entry = entry->next, step++) {
+        if (!json_integer(entry, 0, &token) || token >= r->d->vocabulary)
+            refuse("continuation", "give tokens of the vocabulary", "entry %zu is not one", step);
+        run_token(r->d, token, &next, logits + step * vocabulary);
+    }
+    add_tensor(r->outputs, logits, 2, (size_t[]){tokens->length, vocabulary}, "%srequests.%d.decode_logits", r->prefix,
+               r->index);
+}
+
+/* A prefill, or a later turn over what was held: its new rows only, whose images are a pool of their own (RR-KV-007). */
+void run_turn(const struct decoder *d, const struct schedule *schedule, const struct request *request,
+              const char *prefix, int index, struct held *held, struct text *trace, struct tensor **outputs) {
     const struct plan *plan = request->plan;
     size_t rows = (size_t)plan->num_rows, width = (size_t)d->hidden;
-    size_t fed = request->continuation ? request->continuation->length : 0;
-    struct run r = {d, schedule, request, index, take(rows * width, sizeof(float)), take(rows, sizeof(bool)),
-                    take((size_t)plan->num_visual, sizeof(bool)), take((size_t)d->num_layers, sizeof(struct cache)),
-                    trace, outputs};
+    *held = grown(d, held);
+    struct run r = {d, schedule, request, prefix, index, held->next[held->since], take(rows * width, sizeof(float)),
+                    take(rows, sizeof(bool)), take((size_t)plan->num_visual, sizeof(bool)), held->cache, trace, outputs};
     memcpy(r.x, request->embeddings, rows * width * sizeof(float));
     memset(r.alive, true, rows);
     memset(r.chosen, true, (size_t)plan->num_visual); /* A_0 = V */
-    for (int layer = 0; layer < d->num_layers; layer++) { /* taken once, exactly (RR-KV-001) */
-        size_t size = ((size_t)plan->kv_rows[layer] + fed) * (size_t)(d->kv_heads * d->head_dim);
-        r.cache[layer] = (struct cache){0, take(size, sizeof(float)), take(size, sizeof(float))};
-    }
+    for (int layer = 0; layer < d->num_layers; layer++)
+        make_room(d, held, layer, plan->kv_rows[layer]);
     put(trace, "{\"num_rows\":%d,\"visual_rows\":[", plan->num_rows);
     for (int v = 0; v < plan->num_visual; v++)
         put(trace, "%s%d", v ? "," : "", plan->visual_rows[v]);
@@ -289,7 +361,10 @@ void run_request(const struct decoder *d, const struct schedule *schedule, const
     for (int layer = 0; layer < d->num_layers; layer++)
         put(trace, "%s%d", layer ? "," : "", r.cache[layer].rows);
     put(trace, "]}");
-    keep_outputs(&r);
+    for (int row = 0; row < plan->num_rows; row++) /* states of deferred rows end here (RR-KV-008) */
+        count_row(held, largest(position(&r, row)), plan->num_decisions > 0);
+    keep_logits(&r);
+    keep_caches(d, prefix, index, held, outputs);
     if (request->continuation)
-        decode(&r);
+        decode(&r, held);
 }

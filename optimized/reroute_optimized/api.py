@@ -11,10 +11,10 @@ from typing import Any
 
 from reroute_reference.families import Family, family_of, placeholder_mask, text_decoder_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import check_applicable, check_generation
+from .checks import check_applicable, check_generation, check_prompt
 from .decoder import Decoder
 from .records import Prefill
 from .text_model import Router, routed_class, router_of
@@ -137,7 +137,10 @@ def _hooks(model: nn.Module, family: Family, schedule: Schedule) -> list[Removab
         def find_placeholders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             input_ids = _argument(module, args, kwargs, "input_ids")
             # a single row is never routable; a decode step needs no mask
-            if kwargs.get("visual_mask") is None and input_ids is not None and input_ids.shape[-1] > 1:
+            if input_ids is None or (isinstance(input_ids, Tensor) and input_ids.shape[-1] == 1):
+                return args, kwargs
+            check_prompt(model, family, input_ids, kwargs)
+            if kwargs.get("visual_mask") is None:
                 kwargs = {**kwargs, "visual_mask": placeholder_mask(model, input_ids)}
             return args, kwargs
 

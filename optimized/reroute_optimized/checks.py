@@ -15,6 +15,7 @@ from .masks import check_implementation
 _TEXT_DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Described text decoders that this path runs: more are described than are built here."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_DYNAMIC = ("dynamic", "dynamic_full")
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
@@ -83,15 +84,53 @@ def check_keywords(decoder: Decoder, keywords: Mapping[str, Any]) -> None:
         raise RerouteError("is_causal", "is False", "routing is defined for causal decoders")
 
 
+def check_prompt(model: nn.Module, family: Family, input_ids: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a prompt that cannot be read, before the vision tower runs.
+
+    Args:
+        model: with a head.
+        family: its description.
+        input_ids: [B, S] of a prompt or a later turn.
+        given: the other arguments of the forward that merges text and images.
+
+    Raises:
+        RerouteError: ids that are no integers, pixels that are no tensor, features that are not as many as placeholders.
+    """
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        found = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise RerouteError("input_ids", f"are {found}", "give token ids [B, S], int64 or int32")
+    if given.get("mm_encoder_outputs") is not None:
+        return  # made beforehand, as generate does; transformers compares them
+    for medium in family.media:
+        pixels = given.get(medium.pixels)
+        if pixels is not None and not isinstance(pixels, Tensor):
+            problem = f"are a {type(pixels).__name__}"
+            raise RerouteError(medium.pixels, problem, "give what the processor returns")
+        rows = 0 if pixels is None else sum(medium.features(model.config, given))
+        held = int((input_ids == getattr(model.config, medium.placeholder)).sum())
+        if held != rows:
+            raise RerouteError(
+                medium.pixels,
+                f"make {rows} rows, input_ids hold {held} placeholders",
+                "give input_ids and pixels of one call of the processor",
+            )
+
+
 def check_attention_mask(mask: Any, batch: int, columns: int) -> None:
-    """Refuse an attention mask that is not [B, S].
+    """Refuse an attention mask that is not [B, S] of 0 and 1.
 
     Raises:
         RerouteError: naming ``attention_mask``.
     """
-    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, columns)):
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, columns):
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise RerouteError("attention_mask", f"is {shape}", f"give [{batch}, {columns}], 1 for real columns")
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise RerouteError(
+            "attention_mask", "holds other values than 0 and 1", "give 1 for real columns, 0 for padding"
+        )
 
 
 def check_visual_mask(mask: Any, batch: int, columns: int) -> None:
@@ -205,6 +244,12 @@ def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping
         raise RerouteError(
             "use_cache", "is False: every step would be a new prefill, with new decisions", "leave it on"
         )
+    kinds = (keywords, *(vars(c) for c in (generation_config, own) if c is not None))
+    for kind in (values.get("cache_implementation") for values in kinds):
+        if kind not in (None, *_DYNAMIC):
+            raise RerouteError(
+                "cache_implementation", f"{kind!r} is not defined for routed models", "leave it out"
+            )
     if asked("prefill_chunk_size"):
         raise RerouteError("prefill_chunk_size", "a routed prefill is not cut into chunks", "leave it None")
     for name in _ASSISTED:

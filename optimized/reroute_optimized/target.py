@@ -24,7 +24,8 @@ class TorchTarget:
     """Backend ``torch`` behind the target protocol."""
 
     name = "optimized-torch"
-    profiles = frozenset({"core", "stagewise", "batch", "cache", "gqa", "hf"})
+    profiles = frozenset({"core", "stagewise", "batch", "cache", "gqa", "low-precision", "hf"})
+    device = "cpu"  # where the suite's models are
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.

@@ -21,7 +21,9 @@ Decoder = CanonicalDecoder | HuggingFaceDecoder
 _ELSEWHERE = {
     "past_key_values": "give cache=, the one that an earlier run returned",
     "prefill_chunk_size": "give the prompt whole: two calls are two turns",
+    "cache_implementation": "leave it out: the reference makes its own cache",
     "assistant_model": "assisted generation is not defined for routed prompts",
+    "prompt_lookup_num_tokens": "assisted generation is not defined for routed prompts",
 }
 
 
@@ -69,12 +71,10 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
         )
     for name, remedy in _ELSEWHERE.items():  # RR-KV-011
         if inputs.get(name) is not None:
-            raise RerouteError(f"inputs[{name}]", "is not taken by the reference", remedy)
+            raise RerouteError(name, "is not taken by the reference", remedy)
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if tokens is None and embeds is None:
-        raise RerouteError(
-            "inputs[input_ids]", "is missing", "give input_ids [B, S], or inputs_embeds [B, S, d]"
-        )
+        raise RerouteError("input_ids", "is missing", "give input_ids [B, S], or inputs_embeds [B, S, d]")
     for name, ndims, floating in (
         ("input_ids", (2,), False),
         ("inputs_embeds", (3,), True),
@@ -92,28 +92,26 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
             )
             kind = "a floating" if floating else "an int64 or int32"
             axes = " or ".join(map(str, ndims))
-            raise RerouteError(
-                f"inputs[{name}]", f"is {found}", f"give {kind} tensor of {axes} axes, none of them empty"
-            )
+            raise RerouteError(name, f"is {found}", f"give {kind} tensor of {axes} axes, none of them empty")
     if embeds is not None and embeds.shape[-1] != decoder.width:
         problem = f"are {embeds.shape[-1]} wide"
-        raise RerouteError("inputs[inputs_embeds]", problem, f"give [B, S, {decoder.width}]")
+        raise RerouteError("inputs_embeds", problem, f"give [B, S, {decoder.width}]")
     if embeds is not None and tokens is not None:
         if isinstance(decoder, HuggingFaceDecoder):
-            raise RerouteError("inputs[inputs_embeds]", "are given beside input_ids", "give one of the two")
-        _check_columns("inputs[input_ids]", tokens, embeds.shape[:2])
+            raise RerouteError("inputs_embeds", "are given beside input_ids", "give one of the two")
+        _check_columns("input_ids", tokens, embeds.shape[:2])
     if tokens is not None:
-        check_ids("inputs[input_ids]", tokens, decoder.vocabulary)
+        check_ids("input_ids", tokens, decoder.vocabulary)
     columns: Any = tokens if embeds is None else embeds
     batch, length = columns.shape[:2]
     for name in ("attention_mask", "visual_mask", "labels"):
-        _check_columns(f"inputs[{name}]", inputs.get(name), (batch, length))
+        _check_columns(name, inputs.get(name), (batch, length))
     mask = inputs.get("attention_mask")
     if mask is not None:
         other = mask[(mask != 0) & (mask != 1)]  # NaN too: it is no number
         if len(other):
             raise RerouteError(
-                "inputs[attention_mask]",
+                "attention_mask",
                 f"holds {other[0].item()}",
                 "give 1 on real rows and 0 on padding: no additive mask, no numbers of packed segments",
             )
@@ -122,7 +120,7 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
     if inputs.get("labels") is not None:
         labels = inputs["labels"]
         answered = (labels != -100) if mask is None else (labels != -100) & (mask != 0)
-        check_ids("inputs[labels]", labels[answered], decoder.vocabulary)
+        check_ids("labels", labels[answered], decoder.vocabulary)
     positions = inputs.get("position_ids")
     if positions is not None:
         shape = tuple(positions.shape)
@@ -130,21 +128,19 @@ def check_inputs(decoder: Decoder, inputs: Any) -> int:
         packed = ((4,),) if isinstance(decoder, HuggingFaceDecoder) else ()
         axes_of_positions = ((), (3,), *packed)
         if shape[-1] != length or shape[-2] not in (1, batch) or shape[:-2] not in axes_of_positions:
-            raise RerouteError(
-                "inputs[position_ids]", f"have shape {list(shape)}", f"give [{batch}, {length}]"
-            )
+            raise RerouteError("position_ids", f"have shape {list(shape)}", f"give [{batch}, {length}]")
     if inputs.get("visual_mask") is not None and inputs["visual_mask"].dtype != torch.bool:
-        raise RerouteError("inputs[visual_mask]", f"holds {inputs['visual_mask'].dtype}", "give a bool mask")
+        raise RerouteError("visual_mask", f"holds {inputs['visual_mask'].dtype}", "give a bool mask")
     images = inputs.get("images")
     if images is not None and (not isinstance(images, Sequence) or len(images) != batch):
         raise RerouteError(
-            "inputs[images]", "is no list of one list per request", f"give {batch} lists of feature counts"
+            "images", "is no list of one list per request", f"give {batch} lists of feature counts"
         )
     for index, counts in enumerate(images or ()):
         if not isinstance(counts, (list, tuple)) or not all(_is_count(count) for count in counts):
             problem = f"is {counts!r}"
             raise RerouteError(
-                f"inputs[images][{index}]",
+                f"images[{index}]",
                 problem,
                 "give a list of the feature count of every image, each >= 1",
             )

@@ -59,7 +59,7 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
         # RR-ERR-005
         if sum(rows) != placeholders:
             raise RerouteError(
-                f"inputs[{medium.pixels}]",
+                medium.pixels,
                 f"placeholders and features do not match: {placeholders} rows of input_ids hold {medium.placeholder}, "
                 f"the model would make {sum(rows)}",
                 "give input_ids and pixels of one call of the processor; a placeholder's id that the model generated "
@@ -70,7 +70,7 @@ def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[
         hidden = mask is not None and bool(((inputs["input_ids"] == token) & (mask == 0)).any())
         if decoder.mrope and hidden and inputs.get("position_ids") is None:
             raise RerouteError(
-                "inputs[attention_mask]",
+                "attention_mask",
                 "hides rows of an image, whose positions follow from its whole grid",
                 "show whole images, or give position_ids",
             )
@@ -87,9 +87,7 @@ def check_types(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> None:
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if not isinstance(types, Tensor) or types.shape != ids.shape:
         found = f"shape {list(types.shape)}" if isinstance(types, Tensor) else f"type {type(types).__name__}"
-        raise RerouteError(
-            "inputs[mm_token_type_ids]", f"has {found}", f"give one of shape {list(ids.shape)}"
-        )
+        raise RerouteError("mm_token_type_ids", f"has {found}", f"give one of shape {list(ids.shape)}")
     if all(inputs.get(name) is None for name in beside - {"mm_token_type_ids"}):
         return  # nothing to place: the model does not read them
     expected = ids.new_zeros(ids.shape)
@@ -99,7 +97,7 @@ def check_types(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> None:
     wrong = wrong if mask is None else wrong & (mask != 0)
     for row, column in wrong.nonzero()[:1].tolist():
         raise RerouteError(
-            "inputs[mm_token_type_ids]",
+            "mm_token_type_ids",
             f"is {types[row, column].item()} at row {column} of request {row}, whose token says "
             f"{int(expected[row, column])}",
             "give what the processor returned with these input_ids",
@@ -115,7 +113,7 @@ def _check_whole(placeholders: Tensor, rows: list[int], medium: Medium) -> None:
             whole += left.pop(0)
         if whole != held:
             raise RerouteError(
-                f"inputs[{medium.pixels}]",
+                medium.pixels,
                 f"placeholders and features do not match: request {request} holds {held}, its images {whole}",
                 "give every request its own whole images, in the order of the batch",
             )
@@ -127,7 +125,7 @@ def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int
     for name in medium.companions:
         if not isinstance(inputs.get(name), Tensor):
             raise RerouteError(
-                f"inputs[{name}]", f"is missing beside {medium.pixels}", "give all that the processor returns"
+                name, f"is missing beside {medium.pixels}", "give all that the processor returns"
             )
     _check_pixels(medium, config.vision_config, inputs)
     return medium.features(config, inputs)
@@ -135,7 +133,7 @@ def _rows_of(medium: Medium, config: Any, inputs: Mapping[str, Any]) -> list[int
 
 def _check_pixels(medium: Medium, vision: Any, inputs: Mapping[str, Any]) -> None:
     """Refuse pixels and grids that the vision tower cannot read."""
-    pixels, field = inputs[medium.pixels], f"inputs[{medium.pixels}]"
+    pixels, field = inputs[medium.pixels], medium.pixels
     found = (
         f"has shape {list(pixels.shape)}" if isinstance(pixels, Tensor) else f"is a {type(pixels).__name__}"
     )
@@ -149,14 +147,12 @@ def _check_pixels(medium: Medium, vision: Any, inputs: Mapping[str, Any]) -> Non
     grid, merge = inputs[name], int(vision.spatial_merge_size)
     if grid.ndim != 2 or grid.shape[1] != 3 or grid.dtype not in (torch.int32, torch.int64):
         problem = f"is {grid.dtype} {list(grid.shape)}"
-        raise RerouteError(
-            f"inputs[{name}]", problem, "give [n, 3], integers: time, height, width in patches"
-        )
+        raise RerouteError(name, problem, "give [n, 3], integers: time, height, width in patches")
     for index, patches in enumerate(grid.tolist()):
         if min(patches) < 1 or patches[1] % merge or patches[2] % merge:
             problem = f"is {patches} at {index}"
             remedy = f"give counts >= 1, height and width in multiples of {merge}"
-            raise RerouteError(f"inputs[{name}]", problem, remedy)
+            raise RerouteError(name, problem, remedy)
     rows = int(grid.prod(dim=-1).sum())
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     if not isinstance(pixels, Tensor) or tuple(pixels.shape) != (rows, width):

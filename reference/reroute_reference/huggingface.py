@@ -26,8 +26,8 @@ class HuggingFaceDecoder:
         # dropout would draw: the same inputs would not give the same bits  RR-NUM-004
         for name, module in model.named_modules():
             if module.training:
-                where = f"its {name} is" if name else "is"
-                raise RerouteError("model", f"{where} in training mode", "call model.eval() first")
+                where = f"its {name} is" if name else "it is"
+                raise RerouteError("model.training", f"{where} in training mode", "call model.eval() first")
         self.model, self.shards = model, 1
         self.decoder, self.parts = text_decoder_of(model)
         check_attention(self.decoder, self.parts.kinds)

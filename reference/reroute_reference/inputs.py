@@ -102,9 +102,7 @@ def _merged(decoder: Decoder, inputs: Mapping[str, Any]) -> Merged:
             positions = positions[1:]
         return Merged(found.embeddings, positions, found.deepstack)
     if inputs.get("inputs_embeds") is None:
-        raise RerouteError(
-            "inputs[inputs_embeds]", "is missing", "a canonical decoder takes embeddings [B, S, d]"
-        )
+        raise RerouteError("inputs_embeds", "is missing", "a canonical decoder takes embeddings [B, S, d]")
     return Merged(inputs["inputs_embeds"].to(decoder.dtype), inputs.get("position_ids"))
 
 
@@ -121,7 +119,7 @@ def _visual_mask(decoder: Decoder, inputs: Mapping[str, Any], embeddings: Tensor
             return placeholder_mask(decoder.model, inputs["input_ids"])
         if family_of(decoder.model).media:
             raise RerouteError(
-                "inputs[visual_mask]", "is missing", "with inputs_embeds alone, say which rows are visual"
+                "visual_mask", "is missing", "with inputs_embeds alone, say which rows are visual"
             )
     return _mask(inputs.get("visual_mask"), embeddings, default=False)
 
@@ -137,7 +135,7 @@ def _spans(
             if sum(given) != flagged:
                 problem = f"hold {sum(given)} features"
                 raise RerouteError(
-                    f"inputs[images][{row}]", problem, f"they must add up to the {flagged} visual rows"
+                    f"images[{row}]", problem, f"they must add up to the {flagged} visual rows"
                 )
         return [list(counts) for counts in inputs["images"]]
     if not isinstance(decoder, HuggingFaceDecoder):

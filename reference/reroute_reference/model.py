@@ -126,10 +126,12 @@ def generate(
     """Greedy decoding: exactly ``max_new_tokens`` per request, end-of-sequence ignored, prompt and new tokens returned."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise RerouteError("max_new_tokens", f"{max_new_tokens!r}", "give an integer >= 1")
-    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+    if not isinstance(inputs, Mapping):
         raise RerouteError(
-            "inputs[input_ids]", "is missing", "generate returns the prompt's tokens and needs them"
+            "inputs", f"is a {type(inputs).__name__}", "give what the model's processor returns"
         )
+    if not isinstance(inputs.get("input_ids"), Tensor):
+        raise RerouteError("input_ids", "is missing", "generate returns the prompt's tokens and needs them")
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
     _, routed = _route_batch(decoder, inputs, schedule, None, None)
@@ -189,12 +191,10 @@ def _route_batch(
         raise RerouteError("prefix", "is given with a cache", "a prefix begins a prompt, not a later turn")
     check_decisions(decisions, batch)
     if schedule.action == "delete" and inputs.get("labels") is not None:  # RR-ERR-004
-        raise RerouteError(
-            "inputs[labels]", "removed rows have no logits under action 'delete'", "leave labels out"
-        )
+        raise RerouteError("labels", "removed rows have no logits under action 'delete'", "leave labels out")
     if schedule.positions == "renumber" and inputs.get("position_ids") is not None:
         raise RerouteError(
-            "inputs[position_ids]", "given with positions 'renumber', which counts rows itself", "leave out"
+            "position_ids", "given with positions 'renumber', which counts rows itself", "leave out"
         )
     caches = None if cache is None else check_cache(decoder, cache, batch, schedule)
     prompts = read_prompts(decoder, inputs, caches)

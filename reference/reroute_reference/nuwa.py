@@ -6,7 +6,7 @@ prompt given as embeddings: ``run(model, first_stage(model, inputs, "64"), sched
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,12 @@ TIERS = {"64": Tier(1, 112), "128": Tier(2, 224), "192": Tier(3, 336)}
 
 @torch.no_grad()
 def first_stage(
-    model: nn.Module, inputs: Mapping[str, Any], tier: str, *, dtype: torch.dtype | None = None
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    tier: str,
+    *,
+    dtype: torch.dtype | None = None,
+    pillars: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """A batch whose images hold only their pillars, as embeddings at the positions of all patches.
 
@@ -50,10 +55,12 @@ def first_stage(
         inputs: what the processor returns.
         tier: ``64``, ``128`` or ``192``.
         dtype: compute in this precision on a copy of the model.
+        pillars: per image, in the order of the batch, the patches to take in place of the metric's own.
 
     Returns:
         ``inputs_embeds`` [B, S', d], ``attention_mask``, ``visual_mask``, ``position_ids`` [B, S'], padded on the right,
-        and ``images``, the pillars of every image.
+        and ``images``, how many pillars every image has. And what they come from, per image in the order of the batch:
+        ``metric`` [images, 576] and ``pillars``, a list of patches.
 
     Raises:
         RerouteError: an unknown tier, or a tower that is no CLIP of 24 blocks over 24 x 24 patches.
@@ -69,37 +76,42 @@ def first_stage(
     _check_tower(decoder, tower)
     check_inputs(decoder, inputs)
     if inputs.get("input_ids") is None or inputs.get("pixel_values") is None:
-        raise RerouteError("inputs[pixel_values]", "or input_ids are missing", "give a prompt with an image")
+        raise RerouteError("pixel_values", "or input_ids are missing", "give a prompt with an image")
     for name in ("labels", "position_ids"):
         if inputs.get(name) is not None:
             problem = "would be those of the prompt before rows are taken out of it"
-            raise RerouteError(
-                f"inputs[{name}]", problem, "leave out, and give them to run() with what is left"
-            )
+            raise RerouteError(name, problem, "leave out, and give them to run() with what is left")
     inputs = without_padding(decoder, inputs)
     features_of(decoder, inputs)
     placeholders = placeholder_mask(decoder.model, inputs["input_ids"])
     real = inputs.get("attention_mask")
     if real is not None and bool((placeholders & (real == 0)).any()):
         problem = "hides rows of an image, of which pillars are taken by region"
-        raise RerouteError("inputs[attention_mask]", problem, "show whole images")
+        raise RerouteError("attention_mask", problem, "show whole images")
     batch = merged(decoder, inputs)
-    chosen = [_image(decoder, tower, pixels[None], TIERS[tier]) for pixels in inputs["pixel_values"]]
-    requests = []
+    pixels = inputs["pixel_values"]
+    if pillars is not None and len(pillars) != len(pixels):
+        raise RerouteError(
+            "pillars", f"are of {len(pillars)} images", f"give one list for each of {len(pixels)}"
+        )
+    given = [None] * len(pixels) if pillars is None else pillars
+    found = [_image(decoder, tower, pixels[i : i + 1], TIERS[tier], taken) for i, taken in enumerate(given)]
+    chosen, requests = iter(found), []
     for row, ids in enumerate(inputs["input_ids"]):
         kept = torch.ones_like(ids, dtype=torch.bool) if real is None else real[row].bool()
         columns = kept.nonzero()[:, 0]
         embeddings, visual = batch.embeddings[row, columns].clone(), placeholders[row, columns]
         patches, left = visual.nonzero()[:, 0], ~visual
-        images = len(patches) // _SIDE**2
-        for image in range(images):
-            pillars, features = chosen.pop(0)
-            rows = patches[image * _SIDE**2 :][: _SIDE**2][pillars]
-            embeddings[rows], left[rows] = features, True
+        counts = []
+        for image in patches.reshape(-1, _SIDE**2):
+            _, taken, features = next(chosen)
+            embeddings[image[taken]], left[image[taken]] = features, True
+            counts.append(len(taken))
         # a pillar stays where its patch was, text where it was behind all 576 rows  RR-POOL-010
         places = left.nonzero()[:, 0]
-        requests.append((embeddings[places], visual[places], places, [TIERS[tier].pillars] * images))
-    return _padded(requests)
+        requests.append((embeddings[places], visual[places], places, counts))
+    metrics = torch.stack([scores for scores, _, _ in found])
+    return {**_padded(requests), "metric": metrics, "pillars": [taken.tolist() for _, taken, _ in found]}
 
 
 def second_stage(schedule: Schedule, pillars: int) -> Schedule:
@@ -175,16 +187,21 @@ def weights(
 
 
 def _image(
-    decoder: HuggingFaceDecoder, tower: VisionTower, pixels: Float[Tensor, "1 3 h w"], tier: Tier
-) -> tuple[Int[Tensor, " K"], Float[Tensor, "K d"]]:
-    """Pillars of one image and their rows for the decoder."""
+    decoder: HuggingFaceDecoder,
+    tower: VisionTower,
+    pixels: Float[Tensor, "1 3 h w"],
+    tier: Tier,
+    given: Sequence[int] | None,
+) -> tuple[Float[Tensor, " P"], Int[Tensor, " K"], Float[Tensor, "K d"]]:
+    """Metric and pillars of one image, the given ones or its own, and their rows for the decoder."""
     states = tower.module(decoder.model)(pixels, output_hidden_states=True).hidden_states
     scores = metric(decoder, tower, len(states) - 3, states[-3][0])  # the block that gives states[-2]
-    pillars = torch.tensor(select_pillars(scores.tolist(), tier), device=scores.device)
+    taken = select_pillars(scores.tolist(), tier) if given is None else list(given)
+    pillars = torch.tensor(taken, device=scores.device)
     wide = scores.dtype
     mean = torch.stack([state[0, 1:].to(wide) for state in states[16:25]]).mean(dim=0)
     features = weights(mean, scores, pillars) @ states[-2][0, 1:].to(wide)
-    return pillars, tower.projector(decoder.model)(features.to(decoder.dtype))
+    return scores, pillars, tower.projector(decoder.model)(features.to(decoder.dtype))
 
 
 def _check_tower(decoder: HuggingFaceDecoder, tower: VisionTower) -> None:

@@ -32,12 +32,19 @@ def test_conform_prints_a_table_and_ends_in_the_verdict(vlm_reroute, tmp_path):
     assert code == 0
     assert out.rstrip().splitlines()[-1] == "CONFORMS (core)"
     assert "select-nan" in out
+    assert f"Report: {tmp_path / 'report.html'}" in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.jsonl",
+        "junit.xml",
+        "report.html",
+        "verdict.txt",
+    }
     assert (tmp_path / "verdict.txt").read_text().splitlines()[-1] == "CONFORMS (core)"
     assert json.loads((tmp_path / "report.jsonl").read_text().splitlines()[-1])["verdict"] == "CONFORMS"
 
 
 def test_a_failing_target_gets_rule_ordinal_and_a_replay_line_that_works(vlm_reroute, tmp_path):
-    target = "mutant:deferred-rows-through-the-mlp"
+    target = "mutant:deferred-rows-run-through-the-mlp"
     code, out, _ = vlm_reroute(
         "conform", "--target", target, "--profiles", "stagewise", "--report", str(tmp_path)
     )
@@ -107,7 +114,7 @@ def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
         code, _, err = vlm_reroute("conform", "--target", "reference", "--report", str(tmp_path))
     assert code == 3
     assert "ZeroDivisionError" in err
-    assert not (tmp_path / "verdict.txt").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.jsonl"]
 
 
 def test_a_replay_command_survives_a_folder_with_spaces(vlm_reroute, tmp_path):

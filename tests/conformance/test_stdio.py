@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from reroute_conformance import process
-from reroute_conformance.answers import SkippedError, UnansweredError
+from reroute_conformance.answers import MalformedError, SkippedError, UnansweredError
 from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
 from reroute_conformance.checks import checks
-from reroute_conformance.messages import line_of, validator
-from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite, to_records
+from reroute_conformance.low_cases import LowCase
+from reroute_conformance.messages import Reply, line_of, validator
+from reroute_conformance.report import Circumstances, to_records
+from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite
+from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
 
@@ -58,6 +61,18 @@ TRACE = DecoderCase(
     [Row("tvvt", 3, 1, 0), Row("tvt", 4)],
     2,
     config=decoder_config(2, heads=2, kv_heads=2),
+)
+
+SESSION = SessionCase(
+    TRACE.to_dict(),
+    [
+        {"op": "prefill", "rows": [vars(row) for row in TRACE.rows]},
+        {"op": "turn", "rows": [vars(Row("vt", 5)), vars(Row("tt", 6))]},
+        {"op": "crop", "rows": 1},
+        {"op": "repeat", "times": 2},
+        {"op": "decode", "seed": 1, "requests": 4},
+        {"op": "crop", "rows": 1},
+    ],
 )
 
 
@@ -249,7 +264,7 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
     for result in report.results:
         assert result.missing() == list(result.check.rules)
         assert (result.examples, result.skipped > 0, sum(result.exercised.values())) == (0, True, 0)
-    line = next(line for line in to_records(report, {}) if line["record"] == "check")
+    line = next(line for line in to_records(report, Circumstances({})) if line["record"] == "check")
     assert line["skipped"] == {"cases": 2, "reason": "not \\x1b[31m today"}
     assert judged("select", SELECT, target).skipped == "not \\x1b[31m today"
 
@@ -291,6 +306,9 @@ def test_a_command_that_does_not_introduce_itself_is_refused(command, words):
     [
         ("profiles=['quantum']", "'quantum' is not one of"),
         ("profiles=['core', 'hf']", "cannot run transformers models"),
+        ("profiles=['core', 'nuwa']", "cannot run transformers models"),
+        ("profiles=['prefix']", "no cases of shared prefixes"),
+        ("profiles=['shards']", "no cases of sharded heads"),
         ("dtypes=['bfloat16']", "do not name float32"),
         ("protocol=2", "1 was expected"),
         ("name=''", "name"),
@@ -310,6 +328,39 @@ def test_a_command_is_what_it_says_and_cannot_generate(scripted):
     assert (target.name, target.profiles) == ("scripted", {"core"})
     with pytest.raises(RerouteError, match="not part of the protocol"):
         target.generate(None, {}, None, 1)
+
+
+def test_a_command_is_asked_for_presets(scripted):
+    target = scripted("answer(schedule={'action': 'reroute', 'decisions': [], 'label': json.dumps(inputs)})")
+    label = json.loads(target.schedule("fastv-64", 8, [3, 7])["label"])
+    assert label == {"preset": "fastv-64", "num_layers": 8, "attention_blocks": [3, 7]}
+    given = {"action": "delete", "decisions": []}
+    assert json.loads(target.schedule(given, 4)["label"]) == {"schedule": given, "num_layers": 4}
+    with pytest.raises(MalformedError, match="has no schedule"):
+        scripted("answer(selected=[1])").schedule("fastv-64", 8)
+
+
+def test_a_command_is_asked_for_the_dtypes_that_it_names(scripted):
+    case = LowCase(
+        {"action": "reroute", "decisions": []}, [Row("tvt")], config=TRACE.config, dtype="bfloat16"
+    )
+    run = (case.model(), case.inputs(), case.routing())
+    with pytest.raises(SkippedError, match="do not name bfloat16"):
+        scripted("").run(*run)
+    body = """
+with open(case["tensors"], "rb") as file:
+    header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+say({"type": "error", "seq": case["seq"], "message": f"{case['dtype']} {kinds}"})"""
+    names_it = WELL_BEHAVED.replace('["float32"]', '["float32", "bfloat16"]')
+    assert names_it != WELL_BEHAVED
+    with pytest.raises(RefusalError, match=r"bfloat16 \{'BF16'\}"):
+        scripted(names_it + "\n".join(f"    {line}" for line in body.splitlines()), preamble="").run(*run)
+    reply = Reply(
+        case.canonical(), {"requests.0.logits": "x"}, {"x": torch.zeros(3, 23)}, dtype=torch.bfloat16
+    )
+    with pytest.raises(MalformedError, match=r"is torch\.float32, expected bfloat16"):
+        reply.take(0, "logits", None, 23)
 
 
 def gone(pid, *, orphan):
@@ -339,6 +390,7 @@ time.sleep(100)"""
     assert [gone(int(pid), orphan=i > 0) for i, pid in enumerate(pids.read_text().split())] == [True, True]
     code = """
 import sys, torch
+from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget
 CommandTarget(sys.argv[1]).select(torch.ones(2), 1)
 kept = CommandTarget(sys.argv[1])
@@ -415,11 +467,24 @@ def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch
     monkeypatch.setattr("reroute_conformance.stdio.line_of", lambda m: said.append(m) or line_of(m))
     target = CommandTarget(port)
     routed = replace(TRACE, decisions=[[[0]], [[0]]])
-    for check, case in [("select", SELECT), ("config", RIGHT), ("trace-cache", TRACE), ("route", routed)]:
+    cases = [
+        ("select", SELECT),
+        ("config", RIGHT),
+        ("trace-cache", TRACE),
+        ("route", routed),
+        ("session", SESSION),
+    ]
+    for check, case in cases:
         assert judged(check, case, target).violations == []
     target.close()
     messages = [json.loads(line_of(message)) for message in said]
-    assert [message.get("kind") for message in messages][1:-1] == ["select", "config", "trace", "route"]
+    assert [message.get("kind") for message in messages][1:-1] == [
+        "select",
+        "config",
+        "trace",
+        "route",
+        "session",
+    ]
     for message in messages:
         assert list(validator(message["type"]).iter_errors(message)) == []
 
@@ -431,7 +496,7 @@ def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
     code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
     header, *results, footer = (json.loads(line) for line in out.splitlines())
     assert header["target"] == "port-c"
-    assert header["profiles"] == ["core", "stagewise", "gqa", "batch", "cache"]
+    assert header["profiles"] == ["core", "stagewise", "gqa", "mrope", "batch", "cache", "session"]
     assert [record for record in results if "failure" in record or "skipped" in record] == []
     assert (footer["verdict"], code) in (("CONFORMS", 0), ("INCOMPLETE", 2))
 
@@ -457,7 +522,11 @@ def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, por
     ("old", "new", "check", "rule"),
     [
         ("if (active[row])\n", "if (row >= 0 || active[row])\n", "trace", "RR-KV-001"),
-        ("next + (int64_t)step", "r->cache[d->num_layers - 1].rows", "trace-cache", "RR-KV-004"),
+        ("position = held->next[held->since];", "position = held->cache[d->num_layers - 1].rows;", "trace-cache", "RR-KV-004"),
+        ("if (rows > batch->held[i].since)", "if (rows > batch->held[i].since + 1)", "session", "RR-KV-009"),
+        ("int before = r->cache[layer].rows;", "int before = 0;", "session", "RR-KV-007"),
+        ("batch->held[i / times];", "batch->held[i % batch->count];", "session", "RR-KV-010"),
+        ("held->since - rows, held->next}", "held->since, held->next}", "session", "RR-KV-004"),
         ("r->schedule->survivors ? r->chosen[v] : true", "true", "trace-delete", "RR-POOL-004"),
         ("    if (!keep->is_count) {", "    if (!keep->is_count && n == 100) {\n        rows = 28;\n    } else if (!keep->is_count) {", "budgets", "RR-BUD-001"),
     ],

@@ -16,8 +16,11 @@ from reroute_conformance.cases import (
 )
 from reroute_conformance.checks import checks
 from reroute_conformance.judges import judge_select
+from reroute_conformance.mrope_cases import MropeCase
 from reroute_conformance.mutants import MUTANTS, mutant
+from reroute_conformance.preset_cases import PresetCase
 from reroute_conformance.protocol import PROFILES
+from reroute_conformance.report import Circumstances, to_records
 from reroute_conformance.requests import judge_ambiguity
 from reroute_conformance.runner import (
     CONFORMS,
@@ -28,7 +31,6 @@ from reroute_conformance.runner import (
     run_check,
     run_suite,
     save_failures,
-    to_records,
 )
 from reroute_conformance.targets import load_target, reference
 from reroute_conformance.tolerance import Measured, close, describe, same
@@ -66,7 +68,7 @@ def test_the_built_in_targets_conform(target):
     assert [failure.violation for failure in report.failures] == []
     assert report.verdict == CONFORMS
     assert report.profiles == tuple(name for name in PROFILES if name in implementation.profiles)
-    assert sum(result.ambiguous for result in report.results) == 0
+    assert sum(result.ambiguous for result in report.results if not result.check.dtype) == 0
 
 
 def test_two_runs_draw_the_same_cases():
@@ -160,7 +162,8 @@ def test_a_report_lists_what_its_verdict_says_nothing_about():
 
 
 @pytest.mark.parametrize(
-    "name", ["higher-ordinal-wins-ties", "deferred-rows-through-the-mlp", "row-0-decides-for-the-batch"]
+    "name",
+    ["higher-ordinal-wins-ties", "deferred-rows-run-through-the-mlp", "row-0s-decision-for-the-whole-batch"],
 )
 def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
     entry = next(entry for entry in MUTANTS if entry.name == name)
@@ -184,7 +187,7 @@ def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
 
 def test_the_report_is_json_lines_with_header_checks_and_footer():
     report = run_suite(reference(), ["core"], examples=3)
-    records = [json.loads(json.dumps(record)) for record in to_records(report, {"torch": "x"})]
+    records = [json.loads(json.dumps(record)) for record in to_records(report, Circumstances({"torch": "x"}))]
     assert [records[0]["record"], records[-1]["record"]] == ["header", "footer"]
     assert {record["name"] for record in records[1:-1]} == {
         check.name for check in CHECKS.values() if check.profile == "core"
@@ -196,6 +199,10 @@ CASES = [
     SelectCase(bits=[0, -2147483648, 2139095040], k=2),
     DecoderCase({"action": "reroute", "decisions": [{"layer": 1, "keep": "0.5"}]}, [Row("tvvt", 3, 1, 0), Row("t")], 1, [[[0]], []], None, decoder_config(2, 2, 1), 4),
     LlavaCase({"action": "delete", "decisions": [{"layer": 1, "keep": 3}]}, [Row("tIt")], 0, None, None, 1, "eager", ""),
+    *(check.cases[-1] for check in (CHECKS["nuwa"], CHECKS["wide-float16"], CHECKS["example"])),
+    CHECKS["wide-bfloat16"].cases[0],
+    PresetCase("nuwa-64", {}, 28, [3, 7]),
+    MropeCase(rows=[Row("tvt")], config=decoder_config(2, 2, 2, 16, mrope_section=(2, 3, 3)), grid=(1, 2)),
 ]  # fmt: skip
 
 

@@ -131,13 +131,15 @@ def test_generation_that_would_decide_again_at_every_token_is_refused():
             model.generate(**inputs, max_new_tokens=2, visual_mask=inputs["input_ids"] == tiny.IMAGE)
 
 
-def test_mask_values_other_than_one_are_real_as_in_transformers():
+def test_masks_of_other_values_than_0_and_1_are_refused():
+    """An additive mask would be read the wrong way round."""
     model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
-    with routed(model, Schedule("reroute", TWO)) as result:
-        logits = model(**inputs).logits
-        doubled = model(**{**inputs, "attention_mask": inputs["attention_mask"] * 2}).logits
-    assert torch.equal(logits, doubled)
-    assert result.traces[0].num_rows == inputs["input_ids"].shape[1]
+    real = inputs["attention_mask"]
+    with routed(model, Schedule("reroute", TWO)):
+        for mask in (real * 2, (1.0 - real) * torch.finfo(torch.float32).min - 1.0):
+            with pytest.raises(RerouteError, match=r"^attention_mask: holds other values"):
+                model(**{**inputs, "attention_mask": mask})
+        assert model(**{**inputs, "attention_mask": real.bool()}).logits.isfinite().all()
 
 
 def test_a_later_mask_that_hides_cached_rows_is_refused():

@@ -4,52 +4,22 @@ import math
 
 import pytest
 import torch
-from reroute_conformance.tiny import picture_inputs, tiny_llava
+from reroute_conformance.tiny import NARROW_IMAGE as IMAGE
+from reroute_conformance.tiny import NARROW_PATCHES as PATCHES
+from reroute_conformance.tiny import narrow_llava, picture_inputs, tiny_llava
 from reroute_conformance.tiny_qwen import tiny_qwen
 from reroute_reference import nuwa, run
 from reroute_spec import RerouteError, Schedule, plan
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from . import oracle
 
-IMAGE, PATCHES = 190, 576
 BEFORE, AFTER = 5, 7
 
 
 @pytest.fixture(scope="module")
 def llava():
     """24 blocks of CLIP over 24 x 24 patches, 32 blocks of Llama, all of them narrow."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=24,
-            num_attention_heads=2,
-            image_size=336,
-            patch_size=14,
-            projection_dim=32,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=200,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=32,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            bos_token_id=None,
-            eos_token_id=None,
-        ),
-        image_token_index=IMAGE,
-        image_seq_length=PATCHES,
-    )
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            norm = parameter.ndim == 1 and name.endswith("weight")
-            std = 0.3 if "vision" in name and "proj" in name else 0.1
-            parameter.normal_(1.0 if norm else 0.0, std, generator=generator)
-    return model.eval().requires_grad_(False)
+    return narrow_llava()
 
 
 def inputs(images=1, after=AFTER, pad=0):
@@ -105,6 +75,10 @@ def test_pillars_and_their_rows_are_as_defined(llava, tier):
     assert (positions[visual] - BEFORE).tolist() == pillars
     torch.testing.assert_close(left["inputs_embeds"][0, visual], rows, rtol=1e-3, atol=1e-4)
     assert left["images"] == [[len(pillars)]]
+    assert left["pillars"] == [pillars]
+    replayed = nuwa.first_stage(llava, batch, tier, pillars=[pillars[::2]])
+    assert replayed["pillars"] == [pillars[::2]]
+    assert torch.equal(replayed["metric"], left["metric"])
     text = [*range(BEFORE), *range(BEFORE + PATCHES, BEFORE + PATCHES + AFTER)]
     assert positions[~visual].tolist() == text
     words = llava.get_input_embeddings()(batch["input_ids"][0, text])
@@ -211,7 +185,7 @@ def test_what_would_be_dropped_or_misread_is_refused(llava):
     for name, value in (("attention_mask", hiding), ("labels", ids), ("position_ids", ids)):
         with pytest.raises(RerouteError) as error:
             nuwa.first_stage(llava, {**batch, name: value}, "64")
-        assert error.value.field == f"inputs[{name}]"
+        assert error.value.field == name
 
 
 def test_arguments_of_another_type(llava):

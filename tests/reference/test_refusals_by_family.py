@@ -41,9 +41,9 @@ def refused(family):
 def test_masks_of_another_shape(family, refused):
     length = zoo.inputs(family, LAYOUT)["input_ids"].shape[1]
     for mask in (torch.ones(1, 1, length, length), torch.ones(1, length + 1), torch.ones(length), "ones"):
-        refused("inputs[attention_mask]", {"attention_mask": mask})
-    refused("inputs[visual_mask]", {"visual_mask": torch.ones(1, 1, length, dtype=torch.bool)})
-    refused("inputs[visual_mask]", {"visual_mask": torch.ones(1, length)})
+        refused("attention_mask", {"attention_mask": mask})
+    refused("visual_mask", {"visual_mask": torch.ones(1, 1, length, dtype=torch.bool)})
+    refused("visual_mask", {"visual_mask": torch.ones(1, length)})
     refused("attention_mask[0]", {"attention_mask": torch.zeros(1, length)})
 
 
@@ -53,11 +53,11 @@ def test_placeholders_that_are_not_as_many_as_the_features(family, refused):
     image = zoo.model(family).config.image_token_id
     short = ids.clone()
     short[0, 4] = 7
-    message = refused("inputs[pixel_values]", {"input_ids": short})
+    message = refused("pixel_values", {"input_ids": short})
     assert "35 rows" in message
     assert "36" in message
-    assert "0" in refused("inputs[pixel_values]", {"pixel_values": None})
-    refused("inputs[pixel_values]", {"input_ids": torch.where(ids == image, 7, ids)})
+    assert "0" in refused("pixel_values", {"pixel_values": None})
+    refused("pixel_values", {"input_ids": torch.where(ids == image, 7, ids)})
 
 
 @every_family
@@ -72,7 +72,7 @@ def test_a_request_that_ends_inside_an_image(family):
 @qwen_family
 @pytest.mark.parametrize("name", ["image_grid_thw", "mm_token_type_ids"])
 def test_what_the_processor_returns_beside_the_pixels_is_needed(family, refused, name):
-    refused(f"inputs[{name}]", {name: None})
+    refused(name, {name: None})
 
 
 @every_family
@@ -131,9 +131,9 @@ def test_a_decision_on_a_linear_attention_block(layer):
 @every_family
 def test_labels_that_cannot_be_answered(family, refused):
     ids = zoo.inputs(family, LAYOUT)["input_ids"]
-    refused("inputs[labels]", {"labels": ids}, zoo.pyramid(family, "delete"))
-    refused("inputs[labels]", {"labels": ids[:, 1:]})
-    refused("inputs[labels]", {"labels": ids.float()})
+    refused("labels", {"labels": ids}, zoo.pyramid(family, "delete"))
+    refused("labels", {"labels": ids[:, 1:]})
+    refused("labels", {"labels": ids.float()})
 
 
 @every_family
@@ -144,7 +144,7 @@ def test_a_foreign_cache(family, refused):
         zoo.model(family).model.rope_deltas = None
     refused("cache", {}, cache=filled)
     refused("cache", {}, cache=(filled,))
-    refused("inputs[past_key_values]", {"past_key_values": filled})
+    refused("past_key_values", {"past_key_values": filled})
 
 
 @every_family
@@ -173,7 +173,7 @@ def test_a_mask_that_hides_rows_of_an_image(family, refused):
     layer = zoo.DECIDING[family][0]
     scope = zoo.schedule((layer, "0.5"), scope="image")
     if family != "llava":
-        refused("inputs[attention_mask]", {"attention_mask": hiding})
+        refused("attention_mask", {"attention_mask": hiding})
         return
     refused("images", {"attention_mask": hiding}, scope)
     given = {**zoo.inputs(family, LAYOUT), "attention_mask": hiding, "images": [[33]]}

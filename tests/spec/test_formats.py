@@ -7,7 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 from referencing import Registry, Resource
-from reroute_conformance.runner import run_suite, to_records
+from reroute_conformance.report import Circumstances, to_records
+from reroute_conformance.runner import run_suite
 from reroute_conformance.targets import load_target, reference
 from reroute_spec import SPEC_VERSION, RerouteError, RoutingTrace, Schedule
 from reroute_spec.rules import rules
@@ -49,7 +50,7 @@ def test_the_documented_examples_are_of_their_form(name, text):
 @pytest.mark.parametrize("target", ["reference", "mutant:lowest-scores"])
 def test_a_report_is_of_its_form(target):
     report = run_suite(load_target(target), ["core"], examples=3)
-    records = json.loads(json.dumps(to_records(report, {"torch": "x"})))
+    records = json.loads(json.dumps(to_records(report, Circumstances({"torch": "x"}))))
     assert [error for record in records for error in errors("report", record)] == []
     assert any("failure" in record for record in records) == (target != "reference")
 
@@ -64,7 +65,7 @@ def test_a_traced_request_is_of_its_form():
 
 @pytest.mark.parametrize(
     ("kind", "missing"),
-    [("select", "k"), ("config", "num_layers"), ("route", "decoder"), ("session", "requests")],
+    [("select", "k"), ("config", "num_layers"), ("route", "decoder"), ("session", "operations")],
 )
 def test_a_vector_has_the_inputs_of_its_kind(kind, missing):
     vector = {

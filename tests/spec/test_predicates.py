@@ -80,8 +80,12 @@ def test_presets_are_where_the_check_says(name, depth):
     def layers(num_layers):
         return [decision.layer for decision in preset(name, num_layers).decisions]
 
+    schedule = preset(name, depth)
     published = {28: layers(28), 32: layers(32)}.get(depth)
     values = {
+        "schedule": schedule,
+        "original": schedule,
+        "label": schedule.label,
         "layers": layers(depth),
         "published": published,
         "published_32": layers(32),
@@ -90,10 +94,11 @@ def test_presets_are_where_the_check_says(name, depth):
     assert holds("RR-CFG-010", **values)
     attention = range(3, depth, 4)
     try:
-        snapped = [decision.layer for decision in preset(name, depth, attention).decisions]
+        moved = preset(name, depth, attention)
     except RerouteError:
         return
-    assert holds("RR-CFG-012", layers=snapped, unsnapped=layers(depth), attention_blocks=attention)
+    snapped, blocks = [decision.layer for decision in moved.decisions], {"attention_blocks": attention}
+    assert holds("RR-CFG-012", layers=snapped, unsnapped=layers(depth), label=moved.label, **blocks)
 
 
 @pytest.mark.parametrize("name", ["reroute-pdrop-64", "pdrop-64", "fastv-192"])

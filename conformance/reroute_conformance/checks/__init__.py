@@ -6,6 +6,8 @@ from functools import cache
 
 from .check import Check
 from .core import core_checks
+from .families import family_checks
+from .methods import methods_checks
 from .sessions import session_checks
 from .vectors import vector_checks
 
@@ -15,4 +17,4 @@ __all__ = ["Check", "checks"]
 @cache
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
-    return (*core_checks(), *session_checks(), *vector_checks())
+    return (*core_checks(), *methods_checks(), *session_checks(), *family_checks(), *vector_checks())

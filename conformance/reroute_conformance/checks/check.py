@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ..cases import Case
-from ..protocol import Target
+from ..protocol import DTYPES, Target
 from ..session_cases import SessionMachine
 from ..verdict import Verdict
 
@@ -20,14 +20,16 @@ class Check:
 
     Attributes:
         name: shown in the report.
-        kind: ``config``, ``select``, ``route``, ``trace`` or ``session``.
+        kind: ``config``, ``preset``, ``select``, ``route``, ``trace`` or ``session``.
         profile: the profile it belongs to.
         rules: MUST rules that a whole run of it has to exercise.
         cases: strategy, a machine that draws sessions, or the fixed cases themselves.
         examples: how many cases the default run draws.
         judge: compares a target with the specification on one case.
         also: further profiles without which it is not run.
+        dtype: of profile ``low-precision``, the precision that it computes in; it is run where the target claims that one.
         family: of profile ``hf``, the model family that it runs; it is run where the target claims that one.
+        takes: the class of its cases, where kind and profile do not say it.
     """
 
     name: str
@@ -39,10 +41,17 @@ class Check:
     judge: Callable[[Any, Target], Verdict]
     also: frozenset[str] = frozenset()
     family: str = ""
+    dtype: str = ""
+    takes: type[Case] | None = None
 
-    def claimed(self, profiles: Iterable[str], families: Iterable[str]) -> bool:
-        """Whether it is run of a target with these profiles and families."""
-        return {self.profile, *self.also} <= set(profiles) and (not self.family or self.family in families)
+    def claimed(
+        self, profiles: Iterable[str], families: Iterable[str], dtypes: Iterable[str] = DTYPES
+    ) -> bool:
+        """Whether it is run of a target with these profiles, families and precisions."""
+        run = not self.family or self.family in families
+        return (
+            run and {self.profile, *self.also} <= set(profiles) and (not self.dtype or self.dtype in dtypes)
+        )
 
 
 def ids(text: str) -> tuple[str, ...]:

@@ -70,6 +70,15 @@ def core_checks() -> tuple[Check, ...]:
         Check("trace-gqa", "trace", "gqa", _TRACE, d(gqa=True), 120, judge),
         Check("trace-batch", "trace", "batch", batch, d(batch=True), 100, judge),
         Check("trace-cache", "trace", "cache", cached, d(batch=True, cache=True), 80, judge),
-        Check("llava", "trace", "hf", images, strategies.llava_cases(), 30, judge_requests),
-        Check("llava-picture", "trace", "hf", ids("RR-POOL-002 RR-KV-002"), pictures(), 8, judge_generation),
+        Check("llava", "trace", "hf", images, strategies.llava_cases(), 30, judge_requests, family="llava"),
+        Check(
+            "llava-picture",
+            "trace",
+            "hf",
+            ids("RR-POOL-002 RR-KV-002"),
+            pictures(),
+            8,
+            judge_generation,
+            family="llava",
+        ),
     )

@@ -10,12 +10,14 @@ from reroute_spec.errors import unknown
 
 from ..targets import ReferenceTarget
 from .core import CORE_MUTANTS
+from .families import FAMILY_MUTANTS
+from .methods import METHODS_MUTANTS
 from .mutant import Mutant, patched
 from .sessions import SESSION_MUTANTS
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS = (*CORE_MUTANTS, *SESSION_MUTANTS)
+MUTANTS = (*CORE_MUTANTS, *METHODS_MUTANTS, *SESSION_MUTANTS, *FAMILY_MUTANTS)
 
 
 def mutant(name: str) -> ReferenceTarget:

@@ -81,11 +81,14 @@ CORE_MUTANTS = (
         "scores-that-depend-on-what-was-drawn", "RR-NUM-004", "repeat", t.of_other_answers(t.noisy_values)
     ),
     answering("field-that-is-none", "RR-ERR-001", "config", t.NamesAnotherField),
-    _budget("k-rounded", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
+    _budget("k-rounded-instead-of-floored", "RR-BUD-001", "budgets", lambda keep, n, pool: round(keep * n)),
     _budget("budget-in-binary-floats", "RR-BUD-001", "budgets", lambda keep, n, pool: int(float(keep) * n)),
     _budget("keep-all", "RR-BUD-001", "budgets", lambda keep, n, pool: n),
     _budget(
-        "ratio-of-survivors", "RR-BUD-004", "trace-delete", lambda keep, n, pool: math.floor(keep * pool)
+        "ratio-of-survivors-instead-of-the-original-n",
+        "RR-BUD-004",
+        "trace-delete",
+        lambda keep, n, pool: math.floor(keep * pool),
     ),
     asking("spans-ignored", "RR-BUD-003", "llava", lambda schedule: replace(schedule, scope="request")),
     _routing("last-row-routable", "RR-POOL-001", "llava", plan=f.last_row_routable),
@@ -111,7 +114,7 @@ CORE_MUTANTS = (
         score=f.score_with(cos=lambda g: _no_rope(g, "cos", 1.0), sin=lambda g: _no_rope(g, "sin", 0.0)),
     ),
     _routing(
-        "score-of-the-block-before",
+        "score-from-the-wrong-block",
         "RR-SCORE-001",
         "budgets",
         score=f.score_with(layer=lambda given: max(given["layer"] - 1, 0)),
@@ -121,15 +124,17 @@ CORE_MUTANTS = (
     ),
     _routing("scores-in-half-precision", "RR-SCORE-003", "trace", attention_scores=f.in_half_precision),
     _routing("largest-head", "RR-SCORE-004", "trace", attention_scores=f.largest_head),
-    _routing("stale-scores", "RR-SCORE-008", "trace-again", score=f.stale_scores()),
+    _routing("stale-scores-from-an-earlier-decision", "RR-SCORE-008", "trace-again", score=f.stale_scores()),
     _routing(
         "row-before-the-last-asks",
         "RR-SCORE-009",
         "trace",
         score=f.score_with(alive=lambda given: given["alive"][:-1]),
     ),
-    _routing("deferred-rows-through-the-mlp", "RR-BLOCK-001", "route", routed_block=f.deferred_through_mlp),
-    _routing("positions-renumbered-after-compaction", "RR-BLOCK-002", "route", routed_block=f.renumbered),
+    _routing(
+        "deferred-rows-run-through-the-mlp", "RR-BLOCK-001", "route", routed_block=f.deferred_through_mlp
+    ),
+    _routing("rope-renumbered-after-compaction", "RR-BLOCK-002", "route", routed_block=f.renumbered),
     _routing("attention-in-two-windows", "RR-BLOCK-003", "route", routed_block=f.in_two_windows),
     _network(
         "final-norm-without-weight", "RR-BLOCK-004", {"CanonicalDecoder.final_norm": f.norm_without_weight}
@@ -146,11 +151,11 @@ CORE_MUTANTS = (
     _routing("kv-rows-for-the-full-length", "RR-KV-001", "route", routed_block=f.all_rows_cached),
     answering("kv-missing-a-row", "RR-KV-001", "route", t.of_other_answers(t.without_last_key)),
     _decode("decoded-rows-forgotten", "RR-KV-002", f.decoded_rows_forgotten),
-    _decode("decode-position-from-cache-length", "RR-KV-004", f.decode_at_cache_length),
-    answering("state-leaks-to-the-next-request", "RR-KV-006", "llava", t.Leaking),
+    _decode("decode-position-from-the-cache-length", "RR-KV-004", f.decode_at_cache_length),
+    answering("state-leak-to-the-next-request", "RR-KV-006", "llava", t.Leaking),
     answering("write-back-misplaced", "RR-EQV-001", "example", t.of_other_answers(t.misplaced_write_back)),
     _routing("delete-renumbers", "RR-EQV-003", "one-decision", routed_block=f.renumbered),
-    answering("row-0-decides-for-the-batch", "RR-EQV-004", "trace-batch", t.FirstRowDecides),
+    answering("row-0s-decision-for-the-whole-batch", "RR-EQV-004", "trace-batch", t.FirstRowDecides),
     answering("padding-counts-as-rows", "RR-EQV-005", "trace-batch", t.PaddingCounts),
     asking(
         "monotone-reroute-by-removal",

@@ -12,7 +12,7 @@ from unittest import mock
 from ..targets import ReferenceTarget
 from . import targets as t
 
-_FAULTY = ("select", "run", "generate", "session", "run_prefix", "run_shards", "first_stage")
+_FAULTY = ("select", "run", "generate", "session", "run_prefix", "run_shards", "first_stage", "schedule")
 
 
 @dataclass(frozen=True)

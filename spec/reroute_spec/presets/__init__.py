@@ -81,14 +81,15 @@ def preset(
     changed = entry.get("without_first_stage", {}).get(str(num_layers), {})
     keeps = [changed["keep"]] * len(layers) if "keep" in changed else entry["keep"][tier]
     score = ScoreRule(**changed.get("score", entry.get("score", {})))
-    if score.source == "previous" and attention_layers is not None:
-        for layer in layers:
-            if layer - 1 not in attention_layers:
-                raise RerouteError(
-                    "preset",
-                    f"{name!r} would read block {layer - 1}, which has no plain attention",
-                    "use a preset that scores in the deciding block's own terms",
-                )
+    for layer in layers if score.source == "previous" else ():
+        plain = range(num_layers) if attention_layers is None else attention_layers
+        if layer - 1 not in plain:
+            read = f"block {layer - 1}, which has no plain attention" if layer else "the block before block 0"
+            raise RerouteError(
+                "preset",
+                f"{name!r} would read {read}",
+                "use a preset that scores in the deciding block's own terms",
+            )
     return Schedule(
         action=entry["action"],
         decisions=tuple(Decision(layer, keep) for layer, keep in zip(layers, keeps, strict=True)),

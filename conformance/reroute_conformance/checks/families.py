@@ -1,0 +1,44 @@
+"""The checks of the model families beside LLaVA, and of what all rows keep that stand before the first image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..family_cases import QwenCase
+from ..family_strategies import qwen_cases, qwen_prompts, text_first_cases
+from ..judges import judge_before_images, judge_generation, judge_requests
+from ..protocol import FAMILIES
+from ..refusal_cases import FAULTS, RefusalCase, refusals
+from ..refused_inputs import judge_refused_input
+from .check import Check, ids
+
+_FAMILY = ids("RR-POOL-002 RR-BUD-003 RR-KV-006 RR-SCORE-001 RR-NUM-001 RR-EQV-004 RR-EQV-005")
+_OWN = {
+    "qwen2_5_vl": (),
+    "qwen3_vl": ids("RR-BLOCK-010"),
+    "qwen3_5": ids("RR-BLOCK-011 RR-BLOCK-013"),
+}
+"""Rules that only one family exercises."""
+
+
+def family_checks() -> tuple[Check, ...]:
+    """In the order of the report."""
+    checks = [
+        Check("text-first", "trace", "core", ("RR-EQV-007",), text_first_cases(), 40, judge_before_images)
+    ]
+    for family, own in _OWN.items():
+        drawn, fixed = qwen_cases(family), qwen_prompts(family)
+        greedy = ids("RR-KV-002 RR-KV-004")
+        of: dict[str, Any] = {"family": family, "takes": QwenCase}
+        checks += [
+            Check(family, "trace", "hf", (*_FAMILY, *own), drawn, 10, judge_requests, **of),
+            Check(f"{family}-prompt", "trace", "hf", greedy, fixed, len(fixed), judge_generation, **of),
+        ]
+    for family in FAMILIES:
+        wrong = refusals(family)
+        rules = tuple(dict.fromkeys((*(FAULTS[case.fault].rule for case in wrong), "RR-ERR-001")))
+        of = {"family": family, "takes": RefusalCase}
+        checks.append(
+            Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused_input, **of)
+        )
+    return tuple(checks)

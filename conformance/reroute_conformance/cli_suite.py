@@ -1,0 +1,131 @@
+"""The commands about the suite itself: ``mutants``, whether it finds what is wrong, and ``smoke``, whether it runs here at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .mutants import Mutant
+    from .runner import CheckResult
+
+app = typer.Typer()
+_HARNESS_ERROR = 3
+_SMOKE_EXAMPLES = 3
+_Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
+
+
+@app.command()
+def mutants(
+    names: Annotated[list[str] | None, typer.Argument(help="Some mutants by name; all unless given.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Run every wrong implementation through the check of the rule that it breaks: each has to be killed by it."""
+    from rich.progress import track
+
+    from .cli import _console, _table
+    from .mutants import MUTANTS, mutant
+
+    chosen = [entry for entry in MUTANTS if not names or entry.name in names]
+    for name in names or ():
+        mutant(name)  # refuses an unknown one
+    records = [
+        {
+            "mutant": entry.name,
+            "rule": entry.rule,
+            "check": entry.check,
+            "killed": result.failure is not None and result.failure.violation.rule == entry.rule,
+            "by": None if result.failure is None else result.failure.violation.rule,
+            "examples": result.examples,
+        }
+        for entry, result in track(
+            _tried(chosen, jobs), "mutants", total=len(chosen), console=_stderr(), transient=True
+        )
+    ]
+    killed = sum(bool(record["killed"]) for record in records)
+    if as_json:
+        typer.echo(json.dumps({"killed": killed, "mutants": records}))
+    else:
+        table = _table("Mutants of the reference", 4, "mutant", "rule", "check", "outcome", "examples")
+        for record in records:
+            lived = "[red]survived[/]" if record["by"] is None else f"[red]{record['by']} instead[/]"
+            outcome = "[green]killed[/]" if record["killed"] else lived
+            table.add_row(
+                *(str(record[key]) for key in ("mutant", "rule", "check")), outcome, str(record["examples"])
+            )
+        _console().print(table)
+        typer.secho(f"killed {killed} of {len(records)}", bold=True)
+    raise typer.Exit(0 if killed == len(records) else 1)
+
+
+@app.command()
+def smoke(
+    target: Annotated[
+        str, typer.Option(help="As for conform. The reference alone tells whether the suite runs here.")
+    ] = "reference",
+    cmd: Annotated[str | None, typer.Option("--cmd", help="In place of --target: a command.")] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a command of --cmd may take for a case.")
+    ] = 60.0,
+) -> None:
+    """A few cases of every check, in seconds: first of the reference, then of the target. No verdict."""
+    from .cli import _console, _prepare
+    from .report import check_record
+    from .report_text import print_failures
+    from .runner import run_suite
+    from .targets import TargetName
+
+    _prepare()
+    for named in dict.fromkeys([TargetName("reference"), TargetName(None if cmd else target, cmd, timeout)]):
+        with named.made() as implementation:
+            report = run_suite(implementation, examples=_SMOKE_EXAMPLES)
+        cases = sum(result.examples for result in report.results)
+        if report.failures:
+            print_failures(_console(), [check_record(result) for result in report.results])
+            typer.echo(f"{report.target}: {len(report.failures)} of {len(report.results)} checks fail")
+            broken = named == TargetName("reference")
+            typer.echo(
+                "The suite does not work here." if broken else "Run vlm-reroute conform for the whole of it."
+            )
+            raise typer.Exit(_HARNESS_ERROR if broken else 1)
+        typer.echo(f"{report.target}: {cases} cases of {len(report.results)} checks, nothing broken")
+    typer.echo("This is no verdict: vlm-reroute conform gives one.")
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _tried(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, CheckResult]]:
+    """Every mutant through its check."""
+    if jobs == 1:
+        yield from ((entry, try_mutant(entry.name)) for entry in chosen)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from zip(chosen, pool.map(try_mutant, [entry.name for entry in chosen]), strict=True)
+
+
+def try_mutant(name: str) -> CheckResult:
+    """One mutant through the check that has to kill it; the result comes without the check, which no pipe takes."""
+    from dataclasses import replace
+
+    from .checks import checks
+    from .cli import _prepare
+    from .mutants import MUTANTS, mutant
+    from .runner import run_check
+
+    _prepare()
+    entry = next(entry for entry in MUTANTS if entry.name == name)
+    check = next(check for check in checks() if check.name == entry.check)
+    return replace(run_check(check, mutant(name)), check=None)  # type: ignore[arg-type]

@@ -1,0 +1,43 @@
+"""How near decisions come to their threshold: margins, counted in fixed bins."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Any
+
+EDGES = (*(float(f"{digits}e{power}") for power in range(-6, 0) for digits in ("1", "3.16")), 1.0)
+"""Where one bin ends and the next begins: two per decade, the clamps of τ (RR-NUM-002) among them."""
+
+
+@dataclass
+class Margins:
+    """Counts of margins, the relative gap ``(s_k - s_{k+1}) / s_k`` of a decision.
+
+    Attributes:
+        none: decisions that left nothing out, or whose gap is undefined.
+        tie: equal scores on both sides of the threshold.
+        bins: bin i has what is at least ``EDGES[i - 1]`` and below ``EDGES[i]``; the last has 1 as well.
+    """
+
+    none: int = 0
+    tie: int = 0
+    bins: list[int] = field(default_factory=lambda: [0] * len(EDGES))
+
+    def count(self, margin: float | None) -> None:
+        """Count a decision's margin."""
+        if margin is None:
+            self.none += 1
+        elif margin > 0:
+            self.bins[min(bisect_right(EDGES, margin), len(EDGES) - 1)] += 1
+        else:  # below 0, or no number, only where the decision breaks a rule
+            self.tie += 1
+
+    def add(self, other: Margins) -> None:
+        """Count what was counted elsewhere, too."""
+        self.none, self.tie = self.none + other.none, self.tie + other.tie
+        self.bins = [one + more for one, more in zip(self.bins, other.bins, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data in the form of ``schemas/report.json``."""
+        return {"none": self.none, "tie": self.tie, "bins": list(self.bins)}
