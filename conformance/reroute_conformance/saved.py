@@ -15,6 +15,7 @@ from reroute_spec import SPEC_VERSION, RerouteError
 from .cases import Case, ConfigCase, DecoderCase, GivenCase, RoutedCase, SelectCase, load_case
 from .checks import Check, checks
 from .messages import requests_of
+from .mrope_cases import MropeCase
 from .vectors.case import VectorCase, forget_vectors
 from .vectors.decoders import config_data
 from .vectors.files import CASE_FILE, TENSOR_FILE, Vector, read_vector, tensor_bytes, write_vector
@@ -98,6 +99,7 @@ def _as_vector(check: Check, rule: str, case: Case) -> Vector:
         ConfigCase: _config,
         DecoderCase: _routed,
         GivenCase: _routed,
+        MropeCase: _routed,
     }
     if type(case) not in say:
         return Vector(about)

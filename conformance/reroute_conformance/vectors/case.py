@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from reroute_reference import CanonicalDecoder
@@ -15,6 +15,7 @@ from reroute_spec.trace import record as make_record
 from torch import Tensor
 
 from ..cases import KINDS, DecoderCase, RoutedCase, Row
+from ..mrope_cases import MropeCase
 from ..protocol import Model
 from .files import V1, Vector, read_vector
 
@@ -31,7 +32,7 @@ class VectorCase(RoutedCase):
     padded: bool = True
 
     @classmethod
-    def of(cls, where: str, chosen: tuple[int, ...] | None = None, *, padded: bool = True) -> Self:
+    def of(cls, where: str, chosen: tuple[int, ...] | None = None, *, padded: bool = True) -> VectorCase:
         """The case of a vector, or of some of its requests, padded as they are or not at all.
 
         Raises:
@@ -41,6 +42,8 @@ class VectorCase(RoutedCase):
         if vector.data["kind"] == "session" or "expected" not in vector.data:
             raise RerouteError("CASE", f"{where} holds no expected values", "give a vector")
         requests = _requests(vector, chosen)
+        mrope = vector.data["inputs"].get("decoder", {}).get("config", {}).get("mrope_section") is not None
+        kind = MropeVectorCase if mrope else VectorCase
         rows = [
             Row(
                 "".join("v" if flag else "t" for flag in r["visual"]), 0, *(_padding(r) if padded else (0, 0))
@@ -50,7 +53,7 @@ class VectorCase(RoutedCase):
         given = [r["decisions"] for r in requests] if requests and "decisions" in requests[0] else None
         tokens = len(requests[0].get("continuation", [])) if requests else 0
         inputs = vector.data["inputs"]
-        return cls(inputs.get("schedule", {}), rows, tokens, given, None, where, chosen, padded)
+        return kind(inputs.get("schedule", {}), rows, tokens, given, None, where, chosen, padded)
 
     @property
     def vector(self) -> Vector:
@@ -62,11 +65,11 @@ class VectorCase(RoutedCase):
         return {"kind": self.kind, "where": self.where}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> Any:
         """Reads what ``to_dict`` wrote."""
         return cls.of(data["where"])
 
-    def only(self, request: int, *, padded: bool) -> Self:
+    def only(self, request: int, *, padded: bool) -> Any:
         """One request alone: what the vector holds of it is held of it alone (RR-EQV-004)."""
         return self.of(self.where, (self.held_at(request),), padded=padded)
 
@@ -92,6 +95,14 @@ class VectorCase(RoutedCase):
 
     def _config(self) -> CanonicalConfig:
         return CanonicalConfig.from_dict(self.vector.data["inputs"]["decoder"]["config"])
+
+
+@dataclass(frozen=True)
+class MropeVectorCase(VectorCase):
+    """A vector whose positions have three coordinates."""
+
+    network_rules: ClassVar[tuple[str, ...]] = MropeCase.network_rules
+    rotary_rule: ClassVar[str] = MropeCase.rotary_rule
 
 
 KINDS[VectorCase.kind] = VectorCase

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from reroute_reference import run
 from reroute_reference.model import RoutedOutput
-from reroute_spec import DecisionRecord, Stage
+from reroute_spec import DecisionRecord
 from torch import Tensor
 
 from ..answers import (
@@ -193,22 +193,6 @@ class HeldJudge(RequestJudge):
         """What the vector holds of a quantity."""
         place = f".{layer}" if quantity in ("residuals", "keys", "values") else ""
         return self.held.close(quantity + place)
-
-    def judge_cache(self, stage: Stage, layer: int, where: str) -> None:
-        """What a block cached, with the coordinates of its positions where they have three."""
-        super().judge_cache(stage, layer, where)
-        held, rows = self.computed("keys", layer), self.answer.keys[layer].shape[1]
-        if held is None or not self.case.reference_model(torch.float32).mrope or rows != held[0].shape[1]:
-            return
-        if layer == stage.first:
-            keys = self.measured(self.answer.keys[layer], held)
-            self.require(
-                "RR-BLOCK-012",
-                f"{where}, keys of block {layer}",
-                lambda: describe(keys),
-                close=close,
-                keys=keys,
-            )
 
     def judge_logits(self) -> None:
         """Logits of all rows, or of the last one alone, and what the rule that the vector is about says of the decisions."""

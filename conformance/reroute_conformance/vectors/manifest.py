@@ -98,7 +98,7 @@ def profiles_of(vector: Vector) -> tuple[str, ...]:
     """What a target has to claim, besides ``core``, in the order of the profiles."""
     inputs = vector.data.get("inputs", {})
     config, requests = inputs.get("decoder", {}).get("config", {}), inputs.get("requests", [])
-    shape = config.get("shape", {})
+    shape, schedule = config.get("shape", {}), inputs.get("schedule", {})
     needs = {
         "stagewise": vector.data["kind"] == "route",
         "gqa": bool(config.get("attention_bias") or config.get("qk_norm"))
@@ -106,6 +106,10 @@ def profiles_of(vector: Vector) -> tuple[str, ...]:
         "mrope": config.get("mrope_section") is not None,
         "batch": len(requests) > 1 or any(r.get("pad_left") or r.get("pad_right") for r in requests),
         "cache": any("continuation" in request for request in requests),
+        "methods": bool(requests)
+        and (
+            schedule.get("positions") == "renumber" or schedule.get("score", {}).get("source") == "previous"
+        ),
     }
     return tuple(profile for profile, needed in needs.items() if needed)
 
