@@ -39,13 +39,18 @@ def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> No
             f"'renumber' with {family.name}, whose positions have three coordinates",
             "use 'preserve'",
         )
-    if "forward" in decoder.module.__dict__:
+    if "forward" in decoder.module.__dict__ and not is_hooked(decoder.module):
         raise RerouteError(
             "model",
             "its text decoder's forward was replaced on the instance",
             "apply before anything wraps forward",
         )
     check_implementation(decoder.config._attn_implementation)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate wraps ``module``'s forward, as it does where a model lies on several devices."""
+    return "_hf_hook" in module.__dict__ and "_old_forward" in module.__dict__
 
 
 def check_mode(decoder: Decoder) -> None:
