@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .mutants import Mutant
     from .runner import CheckResult
 
@@ -82,7 +84,7 @@ def smoke(
     _prepare()
     for named in dict.fromkeys([TargetName("reference"), TargetName(None if cmd else target, cmd, timeout)]):
         with named.made() as implementation:
-            report = run_suite(implementation, examples=_SMOKE_EXAMPLES, fixed=_SMOKE_EXAMPLES)
+            report = run_suite(implementation, examples=_SMOKE_EXAMPLES)
         cases = sum(result.examples for result in report.results)
         if report.failures:
             print_failures(_console(), [check_record(result) for result in report.results])
@@ -96,7 +98,7 @@ def smoke(
     typer.echo("This is no verdict: vlm-reroute conform gives one.")
 
 
-def _stderr() -> object:
+def _stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)

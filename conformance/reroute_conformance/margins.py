@@ -33,6 +33,11 @@ class Margins:
         else:  # below 0, or no number, only where the decision breaks a rule
             self.tie += 1
 
+    def add(self, other: Margins) -> None:
+        """Count what was counted elsewhere, too."""
+        self.none, self.tie = self.none + other.none, self.tie + other.tie
+        self.bins = [one + more for one, more in zip(self.bins, other.bins, strict=True)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the form of ``schemas/report.json``."""
         return {"none": self.none, "tie": self.tie, "bins": list(self.bins)}

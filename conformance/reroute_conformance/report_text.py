@@ -71,6 +71,7 @@ def _result(check: Record) -> str:
 
 
 def print_failures(console: Console, checks: Sequence[Record]) -> None:
+    """Print what is broken among the records of checks, and how to see it again."""
     for check in checks:
         if "failure" not in check:
             continue

@@ -72,6 +72,14 @@ class CheckResult:
         for margin in verdict.margins:
             self.margins.count(margin)
 
+    def join(self, other: CheckResult) -> None:
+        """Add what another run of the same check showed."""
+        for name in ("examples", "decisions", "ambiguous", "differing", "seconds", "skipped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.exercised.update(other.exercised)
+        self.margins.add(other.margins)
+        self.failure, self.skip_reason = self.failure or other.failure, self.skip_reason or other.skip_reason
+
     def missing(self) -> list[str]:
         """MUST rules that this check should have exercised but did not; all of them where a case was skipped."""
         if self.skipped:
@@ -237,7 +245,7 @@ def run_check(
 
 def _drive(check: Check, body: Callable[[Case], None], examples: int | None, search: Search | None) -> None:
     if isinstance(check.cases, tuple):
-        for case in check.cases:
+        for case in check.cases[:examples]:
             body(case)
         return
     configured = settings(
@@ -300,17 +308,29 @@ def run_suite(
         RerouteError: a profile that is unknown, or that the target does not claim.
     """
     chosen = chosen_profiles(target, profiles)
-    results = []
-    for check in checks():
-        if check.claimed(chosen, families_of(target), dtypes_of(target)):
-            total = (
-                len(check.cases)
-                if isinstance(check.cases, tuple)
-                else min(check.examples, examples or check.examples)
-            )
-            results.append(run_check(check, target, examples, on_check(check, total)))
-    families = families_of(target) if "hf" in chosen else ()
-    return Report(target.name, chosen, results, families, str(getattr(target, "device", "")))
+    results = [
+        run_check(check, target, examples, on_check(check, total(check, examples)))
+        for check in claimed_checks(target, chosen)
+    ]
+    return report_of(target, chosen, results)
+
+
+def claimed_checks(target: Target, profiles: Iterable[str]) -> list[Check]:
+    """The checks of ``profiles`` that are run of a target, in the order of the report."""
+    families, dtypes = families_of(target), dtypes_of(target)
+    return [check for check in checks() if check.claimed(profiles, families, dtypes)]
+
+
+def total(check: Check, examples: int | None = None) -> int:
+    """Cases that a whole run of a check has, capped by ``examples``."""
+    whole = len(check.cases) if isinstance(check.cases, tuple) else check.examples
+    return whole if examples is None else min(examples, whole)
+
+
+def report_of(target: Target, profiles: tuple[str, ...], results: list[CheckResult]) -> Report:
+    """The report of what checks of a target showed."""
+    families = families_of(target) if "hf" in profiles else ()
+    return Report(target.name, profiles, results, families, str(getattr(target, "device", "")))
 
 
 def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
@@ -357,8 +377,7 @@ def replay_case(path: Path, target: Target) -> Verdict:
         case = load_case(data["case"])
         by_kind = {"select": SelectCase, "config": ConfigCase, "preset": PresetCase, "session": SessionCase}
         by_profile = {"hf": LlavaCase, "nuwa": NuwaCase}
-        usual = by_profile.get(check.profile, by_kind.get(check.kind, DecoderCase))
-        fits = check.takes or usual
+        fits = check.takes or by_profile.get(check.profile, by_kind.get(check.kind, DecoderCase))
         if not isinstance(case, fits):
             raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:

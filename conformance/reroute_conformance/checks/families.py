@@ -10,7 +10,7 @@ from ..judges import judge_before_images, judge_generation, judge_requests, judg
 from ..protocol import FAMILIES
 from ..real_scores import attention_cases
 from ..refusal_cases import FAULTS, RefusalCase, refusals
-from ..refused_inputs import judge_refused
+from ..refused_inputs import judge_refused_input
 from .check import Check, ids
 
 _FAMILY = ids("RR-POOL-002 RR-BUD-003 RR-KV-006 RR-SCORE-001 RR-NUM-001 RR-EQV-004 RR-EQV-005")
@@ -42,6 +42,6 @@ def family_checks() -> tuple[Check, ...]:
         rules = tuple(dict.fromkeys((*(FAULTS[case.fault].rule for case in wrong), "RR-ERR-001")))
         of = {"family": family, "takes": RefusalCase}
         checks.append(
-            Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused, **of)
+            Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused_input, **of)
         )
     return tuple(checks)
