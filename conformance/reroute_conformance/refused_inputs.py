@@ -19,7 +19,7 @@ from .refusals import refusal_of
 from .verdict import Verdict
 
 
-def judge_refused_input(case: RefusalCase, target: Target) -> Verdict:
+def judge_refused(case: RefusalCase, target: Target) -> Verdict:
     """Ask what is wrong, then what is right."""
     verdict, fault, right = Verdict(), FAULTS[case.fault], case.right()
     if fault.answered:

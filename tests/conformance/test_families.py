@@ -12,7 +12,7 @@ from reroute_conformance.judge import judge
 from reroute_conformance.mutants import MUTANTS
 from reroute_conformance.protocol import FAMILIES, families_of
 from reroute_conformance.refusal_cases import FAULTS, RefusalCase
-from reroute_conformance.refused_inputs import judge_refused_input
+from reroute_conformance.refused_inputs import judge_refused
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_spec import RerouteError
 from reroute_spec.rules import rules
@@ -140,7 +140,7 @@ class Refusing(ReferenceTarget):
     ],
 )
 def test_a_refusal_names_its_field_and_what_would_be_right(error, words):
-    found = judge_refused_input(RefusalCase("llava", "no-real-row"), Refusing(error)).violations
+    found = judge_refused(RefusalCase("llava", "no-real-row"), Refusing(error)).violations
     assert [violation.rule for violation in found] == ["RR-ERR-001"]
     assert words in found[0].detail
 
@@ -159,7 +159,7 @@ def test_a_request_after_a_refusal_is_served_as_any_other():
                 row["logits"] = row["logits"] * 1.01
             return observed
 
-    found = judge_refused_input(RefusalCase("llava", "no-real-row"), Sulking()).violations
+    found = judge_refused(RefusalCase("llava", "no-real-row"), Sulking()).violations
     assert found[0].rule == "RR-ERR-001"
     assert "on a fresh model the same request is right" in found[0].detail
 
