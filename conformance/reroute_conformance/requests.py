@@ -288,8 +288,7 @@ class RequestJudge:
             rule, reading = self.named("RR-BLOCK-003", x, held_by)
             if part == 0 and layer == stage.first and rule == "RR-BLOCK-003":
                 rule = self.case.rotary_rule if stage.index == 0 else "RR-BLOCK-002"
-                if stage.index > 0 and self.renumbering:
-                    rule = "RR-BLOCK-009"
+                rule = "RR-BLOCK-009" if stage.index > 0 and self.renumbering else rule
                 if not close(x):
                     rule, reading = key_rule(x) or (rule, reading)
             for each in dict.fromkeys((rule, "RR-BLOCK-003")):
@@ -413,8 +412,8 @@ def about(rule: str, x: Measured) -> dict[str, Any]:
     """A quantity under the names that a rule's check has for it; scores are what keys at their positions gave."""
     given: dict[str, Any] = dict.fromkeys(_QUANTITY & names(rule), x)
     given |= {"outputs": [x]} if "outputs" in names(rule) else {}
+    given |= {"decode_logits": NOTHING} if "decode_logits" in names(rule) else {}
     given |= {"cached_rows": 0} if rule == "RR-BLOCK-011" else {}  # the caches were judged before
-    given |= {"decode_logits": NOTHING} if rule == "RR-BLOCK-009" else {}  # judged after the prefill
     return {"close": close, **given}
 
 
