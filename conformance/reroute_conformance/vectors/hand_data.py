@@ -148,6 +148,13 @@ _REFUSED_SCHEDULES = (
     _refused(
         "ratio-above-1", "RR-CFG-004", _schedule((1, "1.01")), "decisions[0].keep", "a ratio is in (0, 1]"
     ),
+    _refused(
+        "ratio-of-2",
+        "RR-CFG-004",
+        _schedule((1, "2")),
+        "decisions[0].keep",
+        "a string is a ratio, not a count",
+    ),
     _refused("ratio-of-0", "RR-CFG-004", _schedule((1, "0.0")), "decisions[0].keep", "a ratio is in (0, 1]"),
     _refused("count-of-0", "RR-CFG-004", _schedule((1, 0)), "decisions[0].keep", "a row count is at least 1"),
     _refused(

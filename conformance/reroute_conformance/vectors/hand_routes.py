@@ -241,6 +241,17 @@ _WORKED = (
         (Decided(2, _over(37, 8, 2, 6, 4, 3, 5, 7), [0, 6], [1, 2, 3, 4, 5], []),),
     ),
     _Worked(
+        "ratio-of-50-rows",
+        "RR-BUD-001 RR-SEL-001",
+        "weights 1 | 21 times 3, 29 times 9 | 1, sum 1 + 63 + 261 + 1 = 326. 0.58 of 50 is 29, in binary floats 28.999…:"
+        " all rows of weight 9 are kept",
+        _reroute((1, "0.58")),
+        [0, *[2] * 21, *[8] * 29, 0],
+        f"t{'v' * 50}t",
+        [52, 31, 31, 31],
+        (Decided(1, _over(326, *[3] * 21, *[9] * 29), list(range(21, 50)), list(range(21)), []),),
+    ),
+    _Worked(
         "a-tie-goes-low",
         "RR-SEL-003",
         "weights 1 | 3 9 3 3 | 1, sum 20: 9/20, then the first of three times 3/20",

@@ -223,6 +223,7 @@ _BATCH = (
     Recipe(
         "both-paddings-delete", "RR-EQV-004 RR-EQV-005 RR-BLOCK-007", _delete((1, "0.5"), (3, "0.2")), _MIXED
     ),
+    Recipe("each-its-own-decision", "RR-EQV-004", _reroute((1, 3), (3, 2)), (Asked(_IMAGE), Asked(_IMAGE))),
     Recipe("decode-in-a-batch", "RR-KV-002 RR-KV-004 RR-EQV-004", _reroute((1, 3), (2, 1)), _FED),
     Recipe("decode-in-a-batch-delete", "RR-KV-002 RR-KV-004 RR-EQV-005", _delete((1, 4), (2, 1)), _FED),
 )
