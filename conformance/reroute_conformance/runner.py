@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,14 +19,13 @@ from reroute_spec import RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError, SkippedError, UnansweredError
-from .cases import Case, ConfigCase, DecoderCase, LlavaCase, SelectCase, load_case
+from .cases import Case
 from .checks import Check, checks
 from .margins import Margins
 from .models import forget_target_models
-from .nuwa_cases import NuwaCase
-from .preset_cases import PresetCase
 from .protocol import FAMILIES, PROFILES, Target, dtypes_of, families_of
-from .session_cases import SessionCase, machine
+from .saved import read_case, save_case
+from .session_cases import machine
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
@@ -357,36 +355,22 @@ def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str
 
 
 def save_failures(report: Report, target_name: str, folder: Path, option: str = "--target") -> None:
-    """Write every failing case to ``folder`` and note the command that replays it, ``option`` naming the target."""
+    """Write every failing case to a folder in ``folder`` and note the command that replays it, ``option`` naming the target."""
     for result in report.results:
         failure = result.failure
         if failure is None or failure.case is None:
             continue
-        path = folder / f"{result.check.name}-{failure.case.digest()}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"check": result.check.name, "rule": failure.violation.rule, "case": failure.case.to_dict()}
-        path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        path = save_case(result.check, failure.violation.rule, failure.case, folder)
         command = f"vlm-reroute replay {quote(str(path))} {option} {quote(target_name)}"
         result.failure = Failure(failure.violation, failure.case, path, command)
 
 
 def replay_case(path: Path, target: Target) -> Verdict:
-    """Judge a saved case again.
+    """Judge a saved case, or any vector, again.
 
     Raises:
-        RerouteError: a file that is no saved case.
+        RerouteError: a path that is no saved case and no vector, or a damaged one.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        check = next(check for check in checks() if check.name == data["check"])
-        case = load_case(data["case"])
-        by_kind = {"select": SelectCase, "config": ConfigCase, "preset": PresetCase, "session": SessionCase}
-        by_profile = {"hf": LlavaCase, "nuwa": NuwaCase}
-        fits = check.takes or by_profile.get(check.profile, by_kind.get(check.kind, DecoderCase))
-        if not isinstance(case, fits):
-            raise ValueError(f"check {check.name} takes no case of kind {case.kind}")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise RerouteError(
-            "CASE", f"{path} is no saved case ({error!r})", "give a file that conform wrote"
-        ) from None
+    check, case = read_case(path)
+    forget_target_models()
     return _judged(check, case, _Guarded(target))

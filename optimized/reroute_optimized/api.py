@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from reroute_reference.families import Family, family_of, placeholder_mask, text_decoder_of
-from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule
-from torch import Tensor, nn
+from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
+from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import check_applicable, check_generation, check_prompt
+from .checks import check_applicable, check_decoder, check_generation, is_hooked
 from .decoder import Decoder
+from .generation import Generation
+from .nuwa import FirstStage
+from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
-from .text_model import Router, routed_class, router_of
+from .router import Router
+from .text_model import routed_class, router_of
 
 
 class Routed:
@@ -44,7 +47,7 @@ class Routed:
     @property
     def kv_lengths(self) -> tuple[int, ...]:
         """Rows that every block's cache holds after the prefill, the largest over the batch."""
-        return self._last("kv_lengths").layout.kv_lengths
+        return tuple(max(rows) for rows in zip(*self._last("kv_lengths").kv_rows(), strict=True))
 
     @property
     def plan(self) -> list[Plan]:
@@ -72,20 +75,27 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
             already routed. The model is untouched then.
     """
     _check_backend(backend)
+    model = base_of(model)
     family = family_of(model)
     decoder = Decoder(*text_decoder_of(model))
     if router_of(decoder.module) is not None:
         raise RerouteError("model", "is already routed", "call remove(model) first")
-    loaded = (
-        schedule if isinstance(schedule, Schedule) else Schedule.load(schedule, num_layers=decoder.num_layers)
-    )
-    loaded.validate(decoder.num_layers)
+    check_decoder(decoder)
+    loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
-    router = Router(model, decoder, family, loaded)
-    handles = _hooks(model, family, loaded)
+    stage = _first_stage(model, family, schedule)
+    router = Router(model, decoder, family, loaded, stage)
+    placeholders = None
+    if family.merger is not None:
+        placeholders = Placeholders(model, family, loaded, stage is not None)
+    handles = [] if placeholders is None else placeholders.register()
+    if stage is not None:
+        handles += stage.register()
+    if loaded.action == "delete" or stage is not None:
+        handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
-    decoder.module.__class__ = routed_class(text, router)
-    model.__class__ = _generating_class(top, router, handles, (top, text))
+    _become(decoder.module, routed_class(text, router))
+    model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
     return Routed(router)
 
 
@@ -95,6 +105,7 @@ def remove(model: nn.Module) -> None:
     Raises:
         RerouteError: it is not routed, or a forward of it is running.
     """
+    model = base_of(model)
     module = text_decoder_of(model)[0]
     router = router_of(module)
     if router is None:
@@ -105,7 +116,8 @@ def remove(model: nn.Module) -> None:
         handles, (top, text) = getattr(type(model), "_reroute_undo")  # noqa: B009  # a dynamic class, unknown to mypy
         for handle in handles:
             handle.remove()
-        model.__class__, module.__class__ = top, text
+        _become(module, text)
+        model.__class__ = top
     finally:
         lock.release()
 
@@ -117,8 +129,22 @@ def routed(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = 
     try:
         yield result
     finally:
-        if router_of(text_decoder_of(model)[0]) is result._router:
+        if router_of(text_decoder_of(base_of(model))[0]) is result._router:
             remove(model)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT model, whose adapters stay where they are; any other model itself."""
+    base = getattr(model, "get_base_model", None)
+    inner: nn.Module = base() if callable(base) else model
+    return inner
+
+
+def _become(module: nn.Module, new: type[nn.Module]) -> None:
+    """Make ``module`` an instance of ``new``, under accelerate's hook where it has one."""
+    module.__class__ = new
+    if is_hooked(module):
+        module.__dict__["_old_forward"] = new.forward.__get__(module)
 
 
 def _check_backend(backend: str) -> None:
@@ -128,45 +154,38 @@ def _check_backend(backend: str) -> None:
         raise RerouteError("backend", f"{backend!r} is not known", "known: 'auto', 'torch', 'triton'")
 
 
-def _hooks(model: nn.Module, family: Family, schedule: Schedule) -> list[RemovableHandle]:
-    """The hooks that find placeholders before they are merged away, and that refuse ``labels`` under ``delete``."""
-    handles = []
-    if family.merger is not None:
-        merger = model.get_submodule(family.merger)
-
-        def find_placeholders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            input_ids = _argument(module, args, kwargs, "input_ids")
-            # a single row is never routable; a decode step needs no mask
-            if input_ids is None or (isinstance(input_ids, Tensor) and input_ids.shape[-1] == 1):
-                return args, kwargs
-            check_prompt(model, family, input_ids, kwargs)
-            if kwargs.get("visual_mask") is None:
-                kwargs = {**kwargs, "visual_mask": placeholder_mask(model, input_ids)}
-            return args, kwargs
-
-        handles.append(merger.register_forward_pre_hook(find_placeholders, with_kwargs=True))
-    if schedule.action == "delete":
-
-        def refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _argument(module, args, kwargs, "labels") is not None:
-                raise RerouteError(
-                    "labels",
-                    "removed rows have no logits under action 'delete'",
-                    "leave labels out, or use 'reroute'",
-                )
-
-        handles.append(model.register_forward_pre_hook(refuse_labels, with_kwargs=True))
-    return handles
+def _loaded(schedule: Schedule | str | Path, decoder: Decoder) -> Schedule:
+    """The schedule for ``decoder``: presets follow its depth and its blocks, others are checked against them."""
+    attention = decoder.attention_layers if decoder.hybrid else None
+    if isinstance(schedule, Schedule):
+        return schedule.validate(decoder.num_layers, attention)
+    return Schedule.load(schedule, decoder.num_layers, attention)
 
 
-def _argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    if name in kwargs or not args:
-        return kwargs.get(name)
-    return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get(name)
+def _first_stage(model: nn.Module, family: Family, schedule: Schedule | str | Path) -> FirstStage | None:
+    """What a preset of Nüwa does in the vision tower, where that is defined."""
+    if not isinstance(schedule, str) or schedule not in presets() or family.tower is None:
+        return None
+    method, _, tier = schedule.rpartition("-")
+    return FirstStage(model, vision_tower_of(model), tier) if method in ("nuwa", "reroute-nuwa") else None
+
+
+def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if arguments(module, args, kwargs).get("labels") is not None:
+        raise RerouteError(
+            "labels",
+            "removed rows have no logits, under action 'delete' and after Nüwa's first stage",
+            "leave labels out, or use another schedule",
+        )
 
 
 def _generating_class(
-    base: Any, router: Router, handles: list[RemovableHandle], undo: tuple[type, type]
+    base: Any,
+    router: Router,
+    placeholders: Placeholders | None,
+    family: Family,
+    handles: list[RemovableHandle],
+    undo: tuple[type, type],
 ) -> type[nn.Module]:
     """A subclass of the model's class, of the same name (saving writes it), whose ``generate`` refuses what cannot be."""
 
@@ -174,12 +193,16 @@ def _generating_class(
     def generate(
         self: nn.Module, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        check_generation(self, generation_config, kwargs)
-        router.generating = True
+        cached = check_generation(self, generation_config, kwargs)
+        check_companions(family, {"input_ids": inputs, **kwargs})
+        router.generation = Generation(
+            cached, kwargs.pop("visual_mask", None), kwargs.pop("visual_images", None)
+        )
         try:
-            return base.generate(self, inputs, generation_config, *args, **kwargs)
+            with nullcontext() if placeholders is None else placeholders.keeping():
+                return base.generate(self, inputs, generation_config, *args, **kwargs)
         finally:
-            router.generating = False
+            router.generation = None
 
     namespace = {"generate": generate, "_reroute_undo": (handles, undo), "__module__": base.__module__}
     return type(base.__name__, (base,), {**namespace, "__doc__": base.__doc__})

@@ -9,14 +9,22 @@ from reroute_reference.families import Family, check_attention
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
 
+from .cache import RoutingState
 from .decoder import Decoder
 from .masks import check_implementation
 
-_TEXT_DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
-"""Described text decoders that this path runs: more are described than are built here."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 _DYNAMIC = ("dynamic", "dynamic_full")
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+def check_decoder(decoder: Decoder) -> None:
+    """Refuse a decoder with a block that its description does not cover.
+
+    Raises:
+        RerouteError: naming the model.
+    """
+    check_attention(decoder.module, decoder.names.kinds)
 
 
 def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> None:
@@ -25,32 +33,24 @@ def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> No
     Raises:
         RerouteError: naming the field of the schedule, or the model.
     """
-    if decoder.names.class_name not in _TEXT_DECODERS:
+    if schedule.positions == "renumber" and decoder.names.mrope:
         raise RerouteError(
-            "model",
-            f"{family.name} ({decoder.names.class_name}) is not run by backend 'torch' yet",
-            f"text decoders that are: {', '.join(_TEXT_DECODERS)}; or use the reference",
+            "positions",
+            f"'renumber' with {family.name}, whose positions have three coordinates",
+            "use 'preserve'",
         )
-    if schedule.score.source == "previous":
-        raise RerouteError(
-            "score.source", "'previous' is not run by backend 'torch'", "use 'own', or the reference"
-        )
-    if schedule.positions == "renumber":
-        raise RerouteError(
-            "positions", "'renumber' is not run by backend 'torch'", "use 'preserve', or the reference"
-        )
-    if schedule.scope == "image" and family.features_per_image is None:
-        raise RerouteError(
-            "scope", f"'image' with {family.name}, whose images have no known size", "use 'request'"
-        )
-    check_attention(decoder.module)
-    if "forward" in decoder.module.__dict__:
+    if "forward" in decoder.module.__dict__ and not is_hooked(decoder.module):
         raise RerouteError(
             "model",
             "its text decoder's forward was replaced on the instance",
             "apply before anything wraps forward",
         )
     check_implementation(decoder.config._attn_implementation)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate wraps ``module``'s forward, as it does where a model lies on several devices."""
+    return "_hf_hook" in module.__dict__ and "_old_forward" in module.__dict__
 
 
 def check_mode(decoder: Decoder) -> None:
@@ -72,11 +72,14 @@ def check_keywords(decoder: Decoder, keywords: Mapping[str, Any]) -> None:
     """Refuse what routing would answer wrongly.
 
     Raises:
-        RerouteError: hidden states or attentions of all blocks, packed sequences, attention that is not causal.
+        RerouteError: attentions of all blocks, hidden states of some, packed sequences, attention that is not causal.
     """
-    for name in ("output_hidden_states", "output_attentions"):
-        if keywords.get(name, getattr(decoder.config, name, False)):
-            raise RerouteError(name, "rows differ from block to block in a routed model", "leave it False")
+    name = "output_attentions"
+    if keywords.get(name, getattr(decoder.config, name, False)):
+        raise RerouteError(name, "rows differ from block to block in a routed model", "leave it False")
+    name = "output_hidden_states"
+    if keywords.get(name, getattr(decoder.config, name, False)) not in (True, False, None):
+        raise RerouteError(name, "selects blocks", "give True for all, and choose from them")
     for name in _PACKED:
         if keywords.get(name) is not None:
             raise RerouteError(name, "packed sequences are not routed", "give a batch with attention_mask")
@@ -152,48 +155,49 @@ def check_visual_mask(mask: Any, batch: int, columns: int) -> None:
         )
 
 
-def check_position_ids(position_ids: Any, batch: int, columns: int) -> None:
-    """Refuse positions that are not [B or 1, S].
+def check_position_ids(position_ids: Any, batch: int, columns: int, mrope: bool) -> Tensor | None:
+    """Positions [B or 1, S] or, with M-RoPE, also [3, B or 1, S]; anything else is refused.
+
+    Of four coordinates, as ``generate`` gives them, the first counts text and is no position.
 
     Raises:
         RerouteError: naming ``position_ids``.
     """
     if position_ids is None:
-        return
+        return None
     if not isinstance(position_ids, Tensor) or position_ids.is_floating_point():
         found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
         raise RerouteError("position_ids", f"are {found}", "give an integer tensor, or none")
-    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != columns:
-        raise RerouteError(
-            "position_ids", f"are {list(position_ids.shape)}", f"give [{batch}, {columns}], or none"
-        )
+    rows = position_ids.shape[-2:]
+    coordinates = position_ids.shape[:-2]
+    if (
+        position_ids.ndim not in ((2, 3) if mrope else (2,))
+        or rows[0] not in (1, batch)
+        or rows[1] != columns
+        or tuple(coordinates) not in ((), (3,), (4,))
+    ):
+        wanted = f"[{batch}, {columns}]{f' or [3, {batch}, {columns}]' if mrope else ''}"
+        raise RerouteError("position_ids", f"are {list(position_ids.shape)}", f"give {wanted}, or none")
+    return position_ids[1:] if tuple(coordinates) == (4,) else position_ids
 
 
-def check_later_turn(
-    cached: Tensor, batch: int, columns: int, attention_mask: Any, visual_mask: Tensor | None
-) -> None:
-    """Refuse what a turn after the prefill cannot hold yet. Reads the masks of chunks, never of a single row.
+def check_later_turn(state: RoutingState, batch: int, columns: int, attention_mask: Any) -> None:
+    """Refuse what a turn after the prefill cannot hold. Reads the masks of chunks, never of a single row.
 
     Args:
-        cached: [requests in the cache] real rows of each.
+        state: of the cache.
         batch, columns: shape of the new rows.
         attention_mask: of the new columns, or of all columns so far.
-        visual_mask: of the new columns; for a single row only where the caller gave one.
 
     Raises:
-        RerouteError: another batch size, new visual rows, padding.
+        RerouteError: another batch size, padding.
     """
+    cached = state.num_rows + state.hidden_columns
     if len(cached) != batch:
         raise RerouteError(
             "past_key_values",
             f"holds {len(cached)} requests, {batch} are given",
             "give as many as were cached",
-        )
-    if visual_mask is not None and bool(visual_mask.any()):
-        raise RerouteError(
-            "visual_mask",
-            "new visual rows in a later turn are not routed yet",
-            "give images in the first turn",
         )
     if attention_mask is None:
         return
@@ -218,40 +222,30 @@ def check_later_turn(
         )
 
 
-def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping[str, Any]) -> None:
-    """Refuse ways of generating that cut or revise a prefill.
+def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping[str, Any]) -> bool:
+    """Refuse ways of generating that cut or revise a prefill, and caches that are no dynamic one.
+
+    Returns:
+        Whether the steps go on with a cache.
 
     Raises:
         RerouteError: naming the option.
     """
     own: Any = getattr(model, "generation_config", None)
 
-    def asked(name: str) -> bool:
-        return any(
-            value
-            for value in (keywords.get(name), *(getattr(c, name, None) for c in (generation_config, own)))
-        )
+    def values(name: str) -> list[Any]:
+        configured = (getattr(config, name, None) for config in (generation_config, own))
+        return [value for value in (keywords.get(name), *configured) if value is not None]
 
-    if keywords.get("visual_mask") is not None:
-        raise RerouteError(
-            "visual_mask", "generate does not pass it on", "call the model with it, then token by token"
-        )
-    configured = (
-        keywords.get("use_cache"),
-        *(getattr(c, "use_cache", None) for c in (generation_config, own)),
-    )
-    if next((value for value in configured if value is not None), True) is False:
-        raise RerouteError(
-            "use_cache", "is False: every step would be a new prefill, with new decisions", "leave it on"
-        )
-    kinds = (keywords, *(vars(c) for c in (generation_config, own) if c is not None))
-    for kind in (values.get("cache_implementation") for values in kinds):
-        if kind not in (None, *_DYNAMIC):
+    for kind in values("cache_implementation"):
+        if kind not in _DYNAMIC:
             raise RerouteError(
                 "cache_implementation", f"{kind!r} is not defined for routed models", "leave it out"
             )
-    if asked("prefill_chunk_size"):
+    if any(values("prefill_chunk_size")):
         raise RerouteError("prefill_chunk_size", "a routed prefill is not cut into chunks", "leave it None")
     for name in _ASSISTED:
-        if asked(name):
+        if any(values(name)):
             raise RerouteError(name, "assisted generation is not defined for routed models", "leave it out")
+    # transformers turns the cache on where embeddings are given: later steps know nothing of them
+    return bool(next(iter(values("use_cache")), True)) or keywords.get("inputs_embeds") is not None

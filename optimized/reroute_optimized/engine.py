@@ -1,130 +1,273 @@
-"""The prefill: one pass over the stages, nothing read on the host between the first block and the output."""
+"""A routed turn: one pass over the stages, nothing read on the host between the first block and the output."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from reroute_spec import RerouteError, Schedule
-from reroute_spec.trace import check_selection
+from reroute_spec import Schedule
 from torch import Tensor
 
-from .decoder import Decoder, PositionEmbeddings
+from .blocks import Past, run_linear
+from .decoder import Decoder, PositionEmbeddings, counted
+from .deepstack import DeepStack
 from .layout import DecisionLayout, Layout, StageLayout
 from .masks import causal_mask
+from .probe import Probe, replayed_tables
 from .records import Decided, NanGuard, Prefill, reads_at_once, refuse_nan
-from .score import row_scores
+from .score import Universe, row_scores
 from .selection import select_places
 from .stream import ActiveRows, Stream, open_stream
 
-Replay = Sequence[Sequence[Sequence[int]]]
-"""Per request, per decision, ascending ordinals."""
 
-
-@dataclass
-class Probe:
-    """What a conformance run may replay and observe; absent in ordinary use.
+@dataclass(frozen=True)
+class Rows:
+    """The new rows of a turn.
 
     Attributes:
-        replay: selections to use instead of the scores' own.
-        residuals: filled with the stream at the input of every decision block and, at key Λ, after the last block:
-            hidden states [B, W, d] and which rows are real ([B, W] bool, None: all).
+        layout: of the batch.
+        hidden_states: [B, S, d] embeddings, left as they are.
+        rotary: cos and sin of all columns, [B, S, rotary width].
+        features: what the family adds to visual rows between blocks, or None.
     """
 
-    replay: Replay | None = None
-    residuals: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    layout: Layout
+    hidden_states: Tensor
+    rotary: PositionEmbeddings
+    features: DeepStack | None = None
 
 
-def prefill(
-    decoder: Decoder,
-    schedule: Schedule,
-    layout: Layout,
-    hidden_states: Tensor,
-    rotary: PositionEmbeddings,
-    cache: Any,
-    probe: Probe | None,
-) -> tuple[Tensor, Prefill]:
-    """Run a batch of prompts through the decoder.
+class Turn:
+    """One prefill, or one later turn with visual rows.
 
     Args:
         decoder: whose blocks run.
         schedule: what is decided.
-        layout: of this batch.
-        hidden_states: [B, S, d] embeddings, left as they are.
-        rotary: cos and sin of all columns, [B, S, rotary width].
-        cache: filled with exactly the rows each block runs, or None.
+        rows: what is new.
+        cache: every block appends exactly the rows it runs; None to keep nothing.
+        past: what the cache held before; None in a first turn.
         probe: see :class:`Probe`.
-
-    Returns:
-        The final hidden states, after the norm: [B, S, d] under ``reroute``, [B, R, d] with the last stage's survivors
-        left-padded with NaN under ``delete``; and what was decided.
-
-    Raises:
-        RerouteError: a replayed selection that the plan refuses; NaN scores on a CPU, before the decision's block runs.
+        tables: [B, K] selections to run instead of deciding, one per decision: nothing is scored then.
+        keep_hidden_states: whether to collect the stream at every block's input, and the final states.
     """
-    replay = None if probe is None else probe.replay
-    replayed = None if replay is None else _replayed(schedule, layout, replay, hidden_states.device)
-    done = Prefill(layout, [], NanGuard())
-    stages = list(layout.stages)
-    if stages[0].decision is None and layout.real is None:  # dense and unpadded: nothing to gather
-        mask = _mask(decoder, stages[0], hidden_states)
-        hidden_states = decoder.run(stages[0].first, stages[0].last, hidden_states, rotary, mask, cache)
-        stages = stages[1:]
-    if not stages:
-        if probe is not None:
-            probe.residuals[decoder.num_layers] = (hidden_states, None)
-        return decoder.final_norm(hidden_states), done
-    stream = open_stream(schedule.action, layout, hidden_states, rotary)
-    for stage in stages:
-        active = layout.always
-        if stage.decision is None:
-            active = active.scatter(1, layout.visual, True)
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        schedule: Schedule,
+        rows: Rows,
+        cache: Any,
+        *,
+        past: Past | None = None,
+        probe: Probe | None = None,
+        tables: Sequence[Tensor] | None = None,
+        keep_hidden_states: bool = False,
+    ) -> None:
+        self._decoder, self._schedule, self._rows, self._cache = decoder, schedule, rows, cache
+        self._layout, self._past, self._probe, self._tables = rows.layout, past, probe, tables
+        self.hidden_states: list[Tensor] | None = [rows.hidden_states] if keep_hidden_states else None
+        self.done = Prefill(
+            rows.layout, [], NanGuard(), decoder.attends, None if past is None else past.rows()
+        )
+        self._before: tuple[Universe, ActiveRows | None] | None = None
+
+    def run(self) -> Tensor:
+        """The final hidden states, after the norm.
+
+        Returns:
+            [B, S, d] under ``reroute``, [B, R, d] with the last stage's survivors left-padded with NaN under
+            ``delete``.
+
+        Raises:
+            RerouteError: a replayed selection that the plan refuses; NaN scores on a CPU, before the decision's block
+                runs.
+        """
+        layout, hidden, rotary = self._layout, self._rows.hidden_states, self._rows.rotary
+        replay = None if self._probe is None else self._probe.replay
+        replayed = None if replay is None else replayed_tables(self._schedule, layout, replay, hidden.device)
+        stages = list(layout.stages)
+        if stages[0].decision is None and layout.real is None:  # dense and unpadded: nothing to gather
+            device = hidden.device
+            hidden, rotary = self._run_stage(stages[0], None, hidden, rotary, None)
+            hidden = hidden.to(device)  # blocks may lie on several devices, the rows between stages do not
+            stages = stages[1:]
+        if not stages:
+            return self._finish(hidden, None)
+        stream = open_stream(self._schedule.action, layout, hidden, rotary)
+        del hidden
+        for stage in stages:
+            active = layout.always
+            if stage.decision is None:
+                active = active.scatter(1, layout.visual, True)
+            else:
+                decided = self._decide(stage, stage.decision, stream, replayed)
+                active = active.scatter(1, layout.visual.gather(1, decided.selected), True)
+            active[:, -1] = False  # the sentinel column took whatever was padding
+            rows = ActiveRows.of(active, stage.width, stage.pads)
+            compact, own = stream.gather(rows)
+            device = compact.device
+            compact, own = self._run_stage(stage, rows, compact, own, stream)
+            compact = compact.to(device)
+            stream.scatter(rows, compact, own)
+        return self._finish(*stream.result())
+
+    def _run_stage(
+        self,
+        stage: StageLayout,
+        rows: ActiveRows | None,
+        hidden: Tensor,
+        rotary: PositionEmbeddings,
+        stream: Stream | None,
+    ) -> tuple[Tensor, PositionEmbeddings]:
+        """All blocks of a stage on [B, R, d]; ``rows`` and ``stream`` are None where the rows are the prompt's columns.
+
+        Returns:
+            Their output, and the rotary embedding with which the last of them ran.
+        """
+        decoder, features, past = self._decoder, self._rows.features, self._past
+        real = None if rows is None else rows.real
+        masks: dict[int, Tensor | None] = {}
+        # a later turn counts on from what each block had cached, a first one from its decisions on
+        renumbers = self._schedule.positions == "renumber" and (
+            past is not None or stage.decision is not None
+        )
+        part = -1
+        scored = self._schedule.score.source == "previous" and stage.last + 1 < decoder.num_layers
+        for layer in range(stage.first, stage.last + 1):
+            before, part = part, 0 if past is None else past.part(layer)
+            if renumbers and part != before:
+                rotary = self._renumbered(stage, layer, rows, hidden, rotary)
+            if scored and layer == stage.last:
+                self._before = self._universe_before(layer, rows, hidden, rotary), rows
+            if decoder.attends[layer]:
+                if part not in masks:
+                    masks[part] = self._mask(layer, real, hidden)
+                hidden = decoder.run_block(layer, hidden, rotary, masks[part], self._cache)
+            else:
+                hidden = run_linear(decoder, layer, hidden, rotary, stage, real, self._cache, past)
+            if features is not None:
+                hidden = features.add(
+                    layer, hidden.to(features.flat.device), None if rows is None else rows.columns
+                )
+                if stream is not None:
+                    stream.bypass(layer, features)
+            if self.hidden_states is not None:
+                whole = hidden if stream is None or rows is None else stream.snapshot(rows, hidden)
+                self.hidden_states.append(whole)
+        return hidden, rotary
+
+    def _mask(self, layer: int, real: Tensor | None, hidden: Tensor) -> Tensor | None:
+        width = hidden.shape[1]
+        keys = width if self._past is None else width + self._past.lengths[layer]
+        valid = real if self._past is None else self._past.valid_with(layer, real, len(hidden), width)
+        implementation = self._decoder.implementation
+        return causal_mask(implementation, width, keys, valid, hidden.dtype, hidden.device)
+
+    def _renumbered(
+        self,
+        stage: StageLayout,
+        layer: int,
+        rows: ActiveRows | None,
+        hidden: Tensor,
+        rotary: PositionEmbeddings,
+    ) -> PositionEmbeddings:
+        """Rotary embedding of positions that count the active rows, on top of what block ``layer`` had cached."""
+        cos, sin = self._counted_on(layer, hidden, None if rows is None else rows.real)
+        # a request that decides nothing keeps its own
+        if self._past is None and stage.decision is not None and 0 in stage.decision.candidates:
+            decides = [count > 0 for count in stage.decision.candidates]
+            mine = torch.tensor(decides, device=hidden.device)[:, None, None]
+            cos, sin = torch.where(mine, cos, rotary[0]), torch.where(mine, sin, rotary[1])
+        return cos, sin
+
+    def _counted_on(self, layer: int, hidden: Tensor, real: Tensor | None) -> PositionEmbeddings:
+        """Rotary embedding of rows [B, R, d] that go on where the rows in block ``layer``'s cache end."""
+        counts = counted(real, hidden.shape[1], hidden.device)
+        if self._past is not None:
+            counts = counts + self._past.counts(layer)[:, None]
+        return self._decoder.position_embeddings(hidden, counts)
+
+    def _universe_before(
+        self, layer: int, rows: ActiveRows | None, hidden: Tensor, rotary: PositionEmbeddings
+    ) -> Universe:
+        """What block ``layer`` attends: the rows it is about to run, and its cache."""
+        layout = self._layout
+        if rows is None:
+            universe = Universe(hidden, rotary, layout.real, layout.queries, layout.asked)
         else:
-            if probe is not None:
-                universe = stream.universe()
-                probe.residuals[stage.first] = (universe.hidden_states.clone(), universe.real)
-            decided = _decide(decoder, schedule, layout, stage, stage.decision, stream, done, replayed)
-            active = active.scatter(1, layout.visual.gather(1, decided.selected), True)
-        active[:, -1] = False  # the sentinel column took whatever was padding
-        rows = ActiveRows.of(active, stage.width, stage.pads)
-        compact, own_rotary = stream.gather(rows)
-        mask = _mask(decoder, stage, compact)
-        compact = decoder.run(stage.first, stage.last, compact, own_rotary, mask, cache)
-        stream.scatter(rows, compact, own_rotary)
-    return _finish(decoder, schedule, stream, done, probe), done
+            width = hidden.shape[1]
+            asking = min(layout.queries.shape[1], width)
+            queries = torch.arange(width - asking, width, device=hidden.device).expand(len(hidden), -1)
+            real = rows.real
+            asked = real[:, width - asking :] if real is not None and asking > 1 else None
+            universe = Universe(hidden, rotary, real, queries, asked)
+        return self._with_cached(universe, layer)
 
+    def _with_cached(self, universe: Universe, layer: int) -> Universe:
+        if self._past is None:
+            return universe
+        return replace(universe, cached=(self._cache.layers[layer].keys, self._past.valid(layer)))
 
-def _mask(decoder: Decoder, stage: StageLayout, hidden: Tensor) -> Tensor | None:
-    implementation: str = decoder.config._attn_implementation
-    return causal_mask(implementation, stage.width, stage.width, stage.pads, hidden.dtype, hidden.device)
+    def _decide(
+        self, stage: StageLayout, shape: DecisionLayout, stream: Stream, replayed: list[Tensor] | None
+    ) -> Decided:
+        """Score the candidates and select; adds the decision to ``done``."""
+        schedule, layout, done = self._schedule, self._layout, self.done
+        if self._probe is not None:
+            universe = stream.universe()
+            self._probe.residuals[stage.first] = (universe.hidden_states.clone(), universe.real)
+        pool = done.decided[-1].selected if done.decided and schedule.pool == "survivors" else None
+        if self._tables is not None:
+            table = self._tables[shape.index]
+            decided = Decided(shape, stage.first, pool, table.new_zeros(0), table)
+        else:
+            columns = (
+                layout.visual[:, : max(shape.candidates)] if pool is None else layout.visual.gather(1, pool)
+            )
+            scores = self._scores(stage, columns, stream)  # [B, C]
+            _check_nan(shape, stage.first, scores, done.guard)
+            places = select_places(scores, shape.slots, shape.groups)
+            chosen = places if pool is None else _ordinals(pool, places, layout.visual.shape[1] - 1)
+            if replayed is None:
+                decided = Decided(shape, stage.first, pool, scores, chosen)
+            else:
+                decided = Decided(shape, stage.first, pool, scores, replayed[shape.index], chosen)
+        done.decided.append(decided)
+        return decided
 
+    def _scores(self, stage: StageLayout, columns: Tensor, stream: Stream) -> Tensor:
+        """[B, C] scores of the rows in ``columns`` [B, C]."""
+        decoder, rule = self._decoder, self._schedule.score
+        if rule.source == "own":
+            universe = self._with_cached(stream.universe(), stage.first)
+            if self._past is not None and self._schedule.positions == "renumber":
+                hidden = universe.hidden_states  # in the block's own terms: after the keys of its cache
+                own = self._counted_on(stage.first, hidden, universe.real)
+                universe = replace(universe, position_embeddings=own)
+            scores = row_scores(decoder.blocks[stage.first], decoder.names, rule, universe).to(columns.device)
+            return scores.gather(1, stream.columns_in_universe(columns))
+        assert self._before is not None  # a decision has a block before it
+        (universe, rows), self._before = self._before, None
+        block = decoder.blocks[stage.first - 1]
+        scores = row_scores(block, decoder.names, rule, universe).to(columns.device)
+        if rows is None:
+            return scores.gather(1, columns.clamp(max=scores.shape[1] - 1))
+        return scores.gather(1, rows.places.gather(1, columns))
 
-def _decide(
-    decoder: Decoder,
-    schedule: Schedule,
-    layout: Layout,
-    stage: StageLayout,
-    shape: DecisionLayout,
-    stream: Stream,
-    done: Prefill,
-    replayed: list[Tensor] | None,
-) -> Decided:
-    """Score the candidates on the stream as it stands and select; adds the decision to ``done``."""
-    pool = done.decided[-1].selected if done.decided and schedule.pool == "survivors" else None
-    columns = layout.visual[:, : max(shape.candidates)] if pool is None else layout.visual.gather(1, pool)
-    all_scores = row_scores(decoder.blocks[stage.first], decoder.names, schedule.score, stream.universe())
-    scores = all_scores.gather(1, stream.columns_in_universe(columns))  # [B, C]
-    _check_nan(shape, stage.first, scores, done.guard)
-    places = select_places(scores, shape.slots, shape.groups)
-    chosen = places if pool is None else _ordinals(pool, places, layout.visual.shape[1] - 1)
-    if replayed is None:
-        decided = Decided(shape, stage.first, pool, scores, chosen)
-    else:
-        decided = Decided(shape, stage.first, pool, scores, replayed[shape.index], chosen)
-    done.decided.append(decided)
-    return decided
+    def _finish(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+        if self._probe is not None:
+            self._probe.residuals[self._decoder.num_layers] = (hidden.clone(), real)
+        final = self._decoder.final_norm(hidden)
+        if self._schedule.action == "delete" and real is not None:
+            final = final.masked_fill(~real[..., None], torch.nan)
+        poisoned = self.done.guard.requests()
+        if poisoned is not None:
+            final = final.masked_fill(poisoned[:, None, None], torch.nan)
+        if self.hidden_states is not None:
+            self.hidden_states[-1] = final  # as transformers has it
+        return final
 
 
 def _ordinals(pool: Tensor, places: Tensor, sentinel: int) -> Tensor:
@@ -141,44 +284,3 @@ def _check_nan(shape: DecisionLayout, layer: int, scores: Tensor, guard: NanGuar
         refuse_nan(shape.index, layer, flags)
     else:
         guard.note(shape.index, layer, flags)
-
-
-def _finish(
-    decoder: Decoder, schedule: Schedule, stream: Stream, done: Prefill, probe: Probe | None
-) -> Tensor:
-    hidden, real = stream.result()
-    if probe is not None:
-        probe.residuals[decoder.num_layers] = (hidden.clone(), real)
-    final = decoder.final_norm(hidden)
-    if schedule.action == "delete" and real is not None:
-        final = final.masked_fill(~real[..., None], torch.nan)
-    poisoned = done.guard.requests()
-    return final if poisoned is None else final.masked_fill(poisoned[:, None, None], torch.nan)
-
-
-def _replayed(schedule: Schedule, layout: Layout, replay: Replay, device: torch.device) -> list[Tensor]:
-    """Given selections as tables [B, K], one per decision, after checking each against its request's plan."""
-    if len(replay) != len(layout.plans):
-        raise RerouteError(
-            "decisions", f"hold {len(replay)} requests", f"give one list for each of {len(layout.plans)}"
-        )
-    sentinel = layout.visual.shape[1] - 1
-    shapes = [stage.decision for stage in layout.stages if stage.decision is not None]
-    tables: list[list[list[int]]] = [[] for _ in shapes]
-    for request, (plan, given) in enumerate(zip(layout.plans, replay, strict=True)):
-        expected = sum(stage.index > 0 for stage in plan.stages)
-        if len(given) != expected:
-            raise RerouteError(
-                f"decisions[{request}]", f"hold {len(given)} selections", f"the plan decides {expected} times"
-            )
-        pool: Sequence[int] = range(plan.num_visual)
-        for table, shape, stage in zip(tables, shapes, range(1, len(shapes) + 1), strict=True):
-            if not expected:
-                table.append([sentinel] * max(shape.kept))
-                continue
-            field_name = f"decisions[{request}][{stage - 1}]"
-            rows = check_selection(plan, stage, pool, given[stage - 1], field_name)
-            table.append([*rows, *[sentinel] * (max(shape.kept) - len(rows))])
-            if schedule.pool == "survivors":
-                pool = rows
-    return [torch.tensor(table, dtype=torch.long, device=device) for table in tables]

@@ -1,12 +1,14 @@
-"""Turns after the prefill: text rows run every block and attend all that its cache holds. No decision happens here."""
+"""Turns of text after the prefill: the rows run every block and attend all that its cache holds. Nothing is decided here."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .cache import RoutedCache, RoutingState
-from .decoder import Decoder
+from .decoder import Decoder, PositionEmbeddings, largest
 from .masks import causal_mask
 
 
@@ -16,46 +18,55 @@ def decode(
     state: RoutingState,
     hidden_states: Tensor,
     position_ids: Tensor | None,
+    observe: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Run text rows on top of a filled cache; a chunk of them equals one by one.
 
     Args:
         decoder: whose blocks run.
-        cache: of the routed prefill; every block appends. Left as it was if a block raises.
+        cache: of the routed prefill; every block appends.
         state: the cache's own.
         hidden_states: [B, T, d] embeddings.
-        position_ids: [B or 1, T], or None to go on from the largest position so far, deferred rows included.
+        position_ids: [B or 1, T] or [3, B or 1, T], or None to go on from the largest position so far, deferred rows
+            included. Where positions are renumbered, blocks count on from their own rows instead.
+        observe: called with every block's output.
 
     Returns:
         [B, T, d] after the final norm.
-
-    Raises:
-        RerouteError: the prefill had NaN scores that nobody had read.
     """
-    state.guard.check()
-    state.guard.seen.clear()
-    new = hidden_states.shape[1]
+    batch, new = hidden_states.shape[:2]
+    steps = torch.arange(new, device=hidden_states.device)
     if position_ids is None:
-        position_ids = state.next_positions[:, -1:] + torch.arange(new, device=hidden_states.device)
-    position_ids = position_ids.expand(hidden_states.shape[0], -1)
+        position_ids = state.next_positions[:, -1:] + steps
     rotary = decoder.position_embeddings(hidden_states, position_ids)
-    lengths = [cache.get_seq_length(layer) for layer in range(decoder.num_layers)]
-    implementation = decoder.config._attn_implementation
-    state.open = True
-    try:
-        for first, last, pads in state.groups:
-            keys = lengths[first] + new
-            mask = causal_mask(implementation, new, keys, pads, hidden_states.dtype, hidden_states.device)
-            hidden_states = decoder.run(first, last, hidden_states, rotary, mask, cache)
-        hidden_states = decoder.final_norm(hidden_states)
-    except BaseException:
-        for layer, length in zip(cache.layers, lengths, strict=True):
-            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-        raise
-    finally:
-        state.open = False
-    reached = torch.cat([state.next_positions[:, -1:], position_ids + 1], dim=1).cummax(1).values
+    for held in state.held:
+        attention = next(
+            (layer for layer in range(held.first, held.last + 1) if decoder.attends[layer]), None
+        )
+        mask = None
+        if attention is not None:
+            rows = cache.get_seq_length(attention)
+            valid = held.valid_of(rows + new)
+            if state.renumbered:
+                rotary = _counted_on(decoder, hidden_states, valid, rows, steps)
+            implementation, dtype = decoder.implementation, hidden_states.dtype
+            mask = causal_mask(implementation, new, rows + new, valid, dtype, hidden_states.device)
+        for layer in range(held.first, held.last + 1):
+            own = mask if decoder.attends[layer] else None
+            hidden_states = decoder.run_block(layer, hidden_states, rotary, own, cache)
+            if observe is not None:
+                observe(hidden_states)
+    hidden_states = decoder.final_norm(hidden_states)
+    positions = largest(position_ids).expand(batch, -1)
+    reached = torch.cat([state.next_positions[:, -1:], positions + 1], dim=1).cummax(1).values
     state.next_positions = torch.cat([state.next_positions, reached[:, 1:]], dim=1)
-    state.num_rows = state.num_rows + new
+    state.num_rows, state.reach = state.num_rows + new, state.reach + new
     state.columns += new
     return hidden_states
+
+
+def _counted_on(
+    decoder: Decoder, hidden: Tensor, valid: Tensor | None, rows: int, steps: Tensor
+) -> PositionEmbeddings:
+    counts = rows if valid is None else valid[:, :rows].sum(1, keepdim=True)
+    return decoder.position_embeddings(hidden, (counts + steps).view(-1, len(steps)))

@@ -81,23 +81,22 @@ class Layout:
     asked: Tensor | None
     stages: tuple[StageLayout, ...]
 
-    @property
-    def kv_lengths(self) -> tuple[int, ...]:
-        """Physical rows per block after the prefill, the largest over the batch."""
-        return tuple(max(rows) for rows in zip(*(p.kv_rows for p in self.plans), strict=True))
+
+Flags = list[list[bool]]
+"""[B][S], on the host."""
 
 
-def read_masks(
-    shape: tuple[int, int], attention_mask: Tensor | None, visual_mask: Tensor | None
-) -> tuple[list[list[bool]], list[list[bool]]]:
-    """Real and visual flags [B][S] on the host, in one copy; columns of padding are not visual."""
-    batch, columns = shape
-    given = [mask for mask in (attention_mask, visual_mask) if mask is not None]
+def read_masks(shape: tuple[int, int], *masks: Tensor | None) -> list[Flags | None]:
+    """Masks [B, S] as flags on the host, in one copy; None stays None."""
+    given = [mask for mask in masks if mask is not None]
     present = [(mask != 0).to(given[-1].device) for mask in given]
     on_host = iter(torch.stack(present).tolist() if present else [])
-    real = next(on_host) if attention_mask is not None else [[True] * columns for _ in range(batch)]
-    visual = next(on_host) if visual_mask is not None else [[False] * columns for _ in range(batch)]
-    return real, visual
+    return [None if mask is None else next(on_host) for mask in masks]
+
+
+def flags(shape: tuple[int, int], value: bool) -> Flags:
+    """Every column alike."""
+    return [[value] * shape[1] for _ in range(shape[0])]
 
 
 def build_layout(
@@ -105,8 +104,9 @@ def build_layout(
     num_layers: int,
     real: Sequence[Sequence[bool]],
     visual: Sequence[Sequence[bool]],
-    features_per_image: int | None,
+    images: Sequence[Sequence[int]] | int | None,
     device: torch.device,
+    schedules: Sequence[Schedule] | None = None,
 ) -> Layout:
     """The layout of a batch.
 
@@ -114,8 +114,10 @@ def build_layout(
         schedule: checked against ``num_layers``.
         num_layers: blocks of the decoder.
         real, visual: host flags [B][S].
-        features_per_image: rows of one image, for ``scope = image``.
+        images: for ``scope = image``, per request the rows of every image and video, or the rows that every image
+            has; None where they are not known.
         device: where the index tables go.
+        schedules: per request, with its own keeps; ``schedule`` for all unless given.
 
     Raises:
         RerouteError: a request without rows, or visual rows that are no whole number of images (``scope``).
@@ -128,10 +130,11 @@ def build_layout(
                 f"attention_mask[{index}]", "has no real column", "give at least one token per request"
             )
     plans = []
-    for own, flags in zip(columns, visual, strict=True):
+    for index, (own, flags) in enumerate(zip(columns, visual, strict=True)):
         routable = [flags[c] for c in own]
-        images = _images(schedule, sum(routable), features_per_image)
-        plans.append(plan(schedule, num_layers, routable, images))
+        spans = _images(schedule, sum(routable), images, index)
+        own_schedule = schedule if schedules is None else schedules[index]
+        plans.append(plan(own_schedule, num_layers, routable, spans))
     always = [[*row, False] for row in real]
     tables = []
     for own, request, row in zip(columns, plans, always, strict=True):
@@ -154,16 +157,20 @@ def build_layout(
     )
 
 
-def _images(schedule: Schedule, flagged: int, features_per_image: int | None) -> list[int] | None:
-    if schedule.scope != "image" or features_per_image is None:
+def _images(
+    schedule: Schedule, flagged: int, images: Sequence[Sequence[int]] | int | None, request: int
+) -> list[int] | None:
+    if schedule.scope != "image" or images is None:
         return None
-    if flagged % features_per_image:
+    if not isinstance(images, int):
+        return list(images[request])
+    if flagged % images:
         raise RerouteError(
             "scope",
-            f"{flagged} visual rows are no whole number of images of {features_per_image} rows",
+            f"{flagged} visual rows are no whole number of images of {images} rows",
             "use scope 'request', or give whole images",
         )
-    return [features_per_image] * (flagged // features_per_image)
+    return [images] * (flagged // images)
 
 
 def _stages(

@@ -1,4 +1,4 @@
-"""Causal masks over compact, left-padded rows, in the form each attention implementation of transformers takes."""
+"""Causal masks over compact rows, in the form each attention implementation of transformers takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def causal_mask(
     implementation: str,
     queries: int,
     keys: int,
-    pads: Tensor | None,
+    valid: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor | None:
@@ -36,7 +36,7 @@ def causal_mask(
     Args:
         implementation: ``eager``, ``sdpa`` or ``flash_attention_*``.
         queries, keys: row counts; equal in a prefill.
-        pads: [B] rows of left padding per request, or None where no request has any.
+        valid: [B, keys] bool, False for padding among the keys; None where there is none.
         dtype: of an additive mask.
         device: where to build.
 
@@ -44,15 +44,15 @@ def causal_mask(
         None where the implementation is causal by itself; [B, keys] (1 = real) for flash; else [B or 1, 1, queries,
         keys], bool for sdpa (True attends), additive for eager, which would attend both ways without one.
     """
-    column = torch.arange(keys, device=device)
     if implementation.startswith("flash_attention"):
-        return None if pads is None else (column >= pads[:, None]).long()
-    if pads is None and (queries == 1 or (implementation == "sdpa" and queries == keys)):
+        return None if valid is None else valid.long()
+    if valid is None and (queries == 1 or (implementation == "sdpa" and queries == keys)):
         return None
+    column = torch.arange(keys, device=device)
     row = torch.arange(keys - queries, keys, device=device)[:, None]
     allowed = (column <= row)[None]  # [1, queries, keys]
-    if pads is not None:
-        allowed = (allowed & (column >= pads[:, None, None])) | (column == row)
+    if valid is not None:
+        allowed = (allowed & valid[:, None]) | (column == row)
     allowed = allowed[:, None]
     if implementation == "sdpa":
         return allowed

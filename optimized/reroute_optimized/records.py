@@ -75,17 +75,21 @@ def refuse_nan(index: int, layer: int, flags: Tensor) -> None:
 
 @dataclass
 class Prefill:
-    """A finished prefill.
+    """A finished prefill, or a later turn that was routed.
 
     Attributes:
         layout: of the batch.
         decided: in order.
         guard: NaN flags that nobody has read yet.
+        attends: per block, whether it caches rows.
+        past: [Λ, B] rows that every block had cached before; None where nothing was.
     """
 
     layout: Layout
     decided: list[Decided]
     guard: NanGuard
+    attends: tuple[bool, ...]
+    past: Tensor | None = None
     _traces: list[RoutingTrace] | None = None
 
     def traces(self) -> list[RoutingTrace]:
@@ -97,10 +101,22 @@ class Prefill:
         if self._traces is None:
             self.guard.check()
             tables = [_Table(decided) for decided in self.decided]
-            self._traces = [self._trace(tables, request) for request in range(len(self.layout.plans))]
+            rows = self.kv_rows()
+            self._traces = [self._trace(tables, rows, request) for request in range(len(self.layout.plans))]
         return self._traces
 
-    def _trace(self, tables: list[_Table], request: int) -> RoutingTrace:
+    def kv_rows(self) -> list[tuple[int, ...]]:
+        """Per request, the rows that every block's cache holds after the turn; 0 where it holds a state."""
+        past = [[0] * len(self.layout.plans)] * len(self.attends) if self.past is None else self.past.tolist()
+        return [
+            tuple(
+                (rows + before[request]) * attends
+                for rows, before, attends in zip(plan.kv_rows, past, self.attends, strict=True)
+            )
+            for request, plan in enumerate(self.layout.plans)
+        ]
+
+    def _trace(self, tables: list[_Table], kv_rows: list[tuple[int, ...]], request: int) -> RoutingTrace:
         plan = self.layout.plans[request]
         records: list[DecisionRecord] = []
         before: list[int] = list(range(plan.num_visual))
@@ -110,7 +126,7 @@ class Prefill:
             row = table.row(request)
             records.append(record(plan, stage, row.pool, row.scores, row.selected, before, row.would_select))
             before = row.selected
-        return RoutingTrace(plan.num_rows, plan.visual_rows, plan.kv_rows, tuple(records))
+        return RoutingTrace(plan.num_rows, plan.visual_rows, kv_rows[request], tuple(records))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Universe:
         real: [B, W] bool, False for padding; None where there is none.
         queries: [B, n] columns of the asking rows, ascending.
         asked: [B, n] bool, False where a request has fewer than n rows; None where none has.
+        cached: keys [B, Hkv, P, D] of earlier turns, and which of them are rows ([B, P] bool, None: all); None in a
+            first turn.
     """
 
     hidden_states: Tensor
@@ -30,6 +32,26 @@ class Universe:
     real: Tensor | None
     queries: Tensor
     asked: Tensor | None
+    cached: tuple[Tensor, Tensor | None] | None = None
+
+    def beside(self, hidden_states: Tensor) -> Universe:
+        """The same rows as ``hidden_states``, all on its device: blocks of one model may lie on several."""
+        device = hidden_states.device
+        if all(x is None or x.device == device for x in (self.real, self.queries, *self.position_embeddings)):
+            return replace(self, hidden_states=hidden_states)
+        cos, sin = self.position_embeddings
+        return Universe(
+            hidden_states,
+            (cos.to(device), sin.to(device)),
+            _moved(self.real, device),
+            self.queries.to(device),
+            _moved(self.asked, device),
+            None if self.cached is None else (self.cached[0], _moved(self.cached[1], device)),
+        )
+
+
+def _moved(table: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if table is None else table.to(device)
 
 
 def rows_of(table: Tensor, columns: Tensor) -> Tensor:
@@ -47,14 +69,24 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _project(
-    attention: Any, projection: str, norm: str | None, hidden: Tensor, rotary: PositionEmbeddings
+    attention: Any,
+    projection: str,
+    norm: str | None,
+    hidden: Tensor,
+    rotary: PositionEmbeddings,
+    gated: bool = False,
 ) -> Tensor:
-    """Queries or keys as the block makes them, [B, rows, heads, head_dim], widened to at least float32."""
+    """Queries or keys as the block makes them, [B, rows, heads, head_dim]; of a gated projection the queries."""
     flat: Tensor = part(attention, projection)(hidden)
-    states = flat.view(*flat.shape[:-1], -1, attention.head_dim)
+    states = flat.view(*flat.shape[:-1], -1, attention.head_dim * (2 if gated else 1))
+    if gated:  # head by head a query, then its gate
+        states = states[..., : attention.head_dim]
     if norm is not None:
         states = part(attention, norm)(states)
-    states = _rotate(states, *rotary)
+    return _rotate(states, *rotary)
+
+
+def _wide(states: Tensor) -> Tensor:
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
@@ -65,15 +97,22 @@ def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Univer
     Logits, softmax and reductions are float32. Rows of ``last_n`` are averaged before heads are reduced.
 
     Returns:
-        [B, W]; padding scores 0.
+        [B, W] of the turn's own rows; padding scores 0.
     """
     attention = part(block, names.attention)
-    hidden: Tensor = part(block, names.input_norm)(universe.hidden_states)
+    universe = universe.beside(part(block, names.input_norm)(universe.hidden_states))
+    hidden = universe.hidden_states
     cos, sin = universe.position_embeddings
     asking = (rows_of(cos, universe.queries), rows_of(sin, universe.queries))
     keys = _project(attention, names.key, names.key_norm, hidden, (cos, sin))  # [B, W, Hkv, D]
-    queries = _project(attention, names.query, names.query_norm, rows_of(hidden, universe.queries), asking)
-    queries = queries.view(*queries.shape[:2], keys.shape[2], -1, queries.shape[3])  # [B, n, Hkv, group, D]
+    asking_rows = rows_of(hidden, universe.queries)
+    queries = _project(attention, names.query, names.query_norm, asking_rows, asking, gated=names.gated_query)
+    if universe.cached is not None:
+        keys = torch.cat([universe.cached[0].transpose(1, 2), keys], dim=1)
+    queries, keys = _wide(queries), _wide(keys)
+    queries = queries.reshape(
+        *queries.shape[:2], keys.shape[2], -1, queries.shape[3]
+    )  # [B, n, Hkv, group, D]
     logits: Tensor = torch.einsum("bnhgd,bwhd->bhgnw", queries, keys) * attention.scaling
     masked = _masked(universe)
     if masked is not None:
@@ -84,15 +123,21 @@ def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Univer
     else:
         absent = ~universe.asked[:, None, :, None]
         scores = scores.masked_fill(absent, 0).sum(2) / universe.asked.sum(1)[:, None, None]
-    return scores.mean(1) if rule.heads == "mean" else scores.amax(1)
+    scores = scores.mean(1) if rule.heads == "mean" else scores.amax(1)
+    return scores if universe.cached is None else scores[:, universe.cached[0].shape[2] :]
 
 
 def _masked(universe: Universe) -> Tensor | None:
-    """[B, n, W], True where a query does not look; None where each looks at everything."""
-    queries, real = universe.queries, universe.real
+    """[B, n, P + W], True where a query does not look; None where each looks at everything."""
+    queries, real, cached = universe.queries, universe.real, universe.cached
+    past, width = 0 if cached is None else cached[0].shape[2], universe.hidden_states.shape[1]
+    if cached is not None and (real is not None or cached[1] is not None):
+        own = queries.new_ones(len(queries), width, dtype=torch.bool) if real is None else real
+        before = own.new_ones(len(own), past) if cached[1] is None else cached[1]
+        real = torch.cat([before, own], dim=1)
     padding: Tensor | None = None if real is None else ~real[:, None]
     if queries.shape[1] == 1:
         return padding
     # rows before the last one must not see past themselves
-    later: Tensor = torch.arange(universe.hidden_states.shape[1], device=queries.device) > queries[..., None]
+    later: Tensor = torch.arange(past + width, device=queries.device) > queries[..., None] + past
     return later if padding is None else later | padding

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .decoder import PositionEmbeddings
+from .deepstack import DeepStack
 from .layout import Layout
 from .score import Universe
 from .selection import compaction
@@ -57,6 +58,14 @@ class Stream(Protocol):
     def scatter(self, rows: ActiveRows, hidden_states: Tensor, rotary: PositionEmbeddings) -> None:
         """Take the stage's output back."""
 
+    def bypass(self, layer: int, features: DeepStack) -> None:
+        """Give rows that do not run what is added after block ``layer``."""
+
+    def snapshot(self, rows: ActiveRows, hidden_states: Tensor) -> Tensor:
+        """All rows there are, a copy, with the active ones as they stand: [B, S, d], or the survivors with NaN
+        before them.
+        """
+
     def result(self) -> tuple[Tensor, Tensor | None]:
         """Final states before the norm, and which rows of them are real (None: all)."""
 
@@ -99,6 +108,16 @@ class Bypass:
         self._rows.index_copy_(0, self._flat(rows), hidden_states.flatten(0, 1))
         if rows.pads is not None:
             self._rows[-1].zero_()  # padding of one request must not reach another, not even as 0 * NaN
+
+    def bypass(self, layer: int, features: DeepStack) -> None:
+        """Every visual row gets its features: active ones are overwritten when their stage ends."""
+        features.add_in_place(layer, self._rows)
+
+    def snapshot(self, rows: ActiveRows, hidden_states: Tensor) -> Tensor:
+        """[B, S, d]."""
+        active = hidden_states.flatten(0, 1).to(self._rows.device)
+        copied = self._rows.index_copy(0, self._flat(rows), active)
+        return copied[:-1].view(self._shape)
 
     def result(self) -> tuple[Tensor, Tensor | None]:
         """All rows, [B, S, d]."""
@@ -158,6 +177,14 @@ class Survivors:
     def scatter(self, rows: ActiveRows, hidden_states: Tensor, rotary: PositionEmbeddings) -> None:
         """The last stage's rows are all that is left."""
         self._rows, self._hidden, self._rotary = rows, hidden_states, rotary
+
+    def bypass(self, layer: int, features: DeepStack) -> None:
+        """Nobody bypasses."""
+
+    def snapshot(self, rows: ActiveRows, hidden_states: Tensor) -> Tensor:
+        """[B, R, d]."""
+        real = rows.real
+        return hidden_states if real is None else hidden_states.masked_fill(~real[..., None], torch.nan)
 
     def result(self) -> tuple[Tensor, Tensor | None]:
         """The survivors, [B, R, d]."""

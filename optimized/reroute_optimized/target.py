@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from reroute_spec import RerouteError, RoutingTrace, Schedule, plan
+from reroute_spec import RerouteError, Schedule, plan
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor, nn
 
 from . import canonical
-from .api import Routed, routed
-from .engine import Probe, Replay
-from .layout import Layout
+from .api import routed
+from .first_stage import first_stage
+from .probe import Probe, Replay
 from .selection import select_places
+from .target_session import Session
 
 Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 """A described transformers model, or the canonical decoder as configuration and weights."""
@@ -24,7 +25,23 @@ class TorchTarget:
     """Backend ``torch`` behind the target protocol."""
 
     name = "optimized-torch"
-    profiles = frozenset({"core", "stagewise", "batch", "cache", "gqa", "low-precision", "hf"})
+    profiles = frozenset(
+        {
+            "core",
+            "stagewise",
+            "gqa",
+            "mrope",
+            "batch",
+            "cache",
+            "session",
+            "methods",
+            "presets",
+            "nuwa",
+            "low-precision",
+            "hf",
+        }
+    )
+    families = frozenset({"llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5"})
     device = "cpu"  # where the suite's models are
 
     def select(self, scores: Tensor, k: int) -> list[int]:
@@ -80,16 +97,15 @@ class TorchTarget:
         """
         network: Any = _network(model)
         with routed(network, schedule, backend="torch") as result:
-            probe = result._router.probe = Probe(decisions)
-            out = network(**inputs, use_cache=True)
-            cache = out.past_key_values
-            stored = [(layer.keys, layer.values) for layer in cache.layers]
+            session = Session(network, result)
+            answers = session.forward(inputs, None, Probe(decisions))
             steps = []
             for token in continuation.unbind(1) if continuation is not None else ():
-                step = network(input_ids=token[:, None], past_key_values=cache, use_cache=True)
-                steps.append(step.logits[:, -1])
-        decoded = torch.stack(steps, dim=1) if steps else None
-        return [_answer(result, probe, out.logits, stored, decoded, b) for b in range(len(out.logits))]
+                steps.append(session.decode(token))
+        if steps:
+            for answer, *logits in zip(answers, *steps, strict=True):
+                answer["decode_logits"] = torch.cat([step["logits"] for step in logits])
+        return answers
 
     @torch.no_grad()
     def generate(
@@ -105,6 +121,53 @@ class TorchTarget:
         finally:
             config.eos_token_id = ends
         return tokens
+
+    @torch.no_grad()
+    def session(
+        self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
+    ) -> list[list[dict[str, Any]] | Exception]:
+        """Operations one after another on one model and one cache.
+
+        Args:
+            model: see ``Model``.
+            schedule: of every prefill and of every turn with visual rows.
+            operations: each has ``op``: ``prefill`` or ``turn`` with ``inputs``, ``decode`` with ``tokens`` [B],
+                ``crop`` with ``rows``, ``reorder`` or ``select`` with ``order``, ``repeat`` with ``times``.
+
+        Returns:
+            Per operation what refused it, or per request what :meth:`run` returns, of the new rows, with ``length`` and
+            all that is cached.
+        """
+        network: Any = _network(model)
+        done: list[list[dict[str, Any]] | Exception] = []
+        with routed(network, schedule, backend="torch") as result:
+            session = Session(network, result)
+            for operation in operations:
+                try:
+                    done.append(session.step(operation))
+                except RerouteError as refusal:
+                    done.append(refusal)
+        return done
+
+    def schedule(
+        self,
+        given: str | Mapping[str, Any],
+        num_layers: int,
+        attention_blocks: Sequence[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """The schedule, as plain data, that a preset's name stands for or that data reads as.
+
+        Raises:
+            RerouteError: no such preset, or none for such a decoder; data that is no schedule.
+        """
+        if isinstance(given, str):
+            return Schedule.load(given, num_layers, attention_blocks).to_dict()
+        return Schedule.from_dict(given).validate(num_layers, attention_blocks).to_dict()
+
+    @torch.no_grad()
+    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+        """What Nüwa's first stage makes of a batch: embeddings, masks and positions of what it leaves."""
+        return first_stage(model, inputs, tier)
 
 
 def torch_target() -> TorchTarget:
@@ -123,47 +186,3 @@ def triton_target() -> TorchTarget:
 
 def _network(model: Model) -> nn.Module:
     return model if isinstance(model, nn.Module) else canonical.build(*model)
-
-
-def _answer(
-    result: Routed,
-    probe: Probe,
-    logits: Tensor,
-    stored: Sequence[tuple[Tensor, Tensor]],
-    decoded: Tensor | None,
-    request: int,
-) -> dict[str, Any]:
-    layout = _layout(result)
-    plan, trace = layout.plans[request], result.traces[request]
-    decided = {stage.first for stage in plan.stages if stage.index} | {plan.num_layers}
-    answer: dict[str, Any] = {
-        "trace": trace,
-        "residuals": {
-            layer: hidden[request] if real is None else hidden[request][real[request]]
-            for layer, (hidden, real) in probe.residuals.items()
-            if layer in decided
-        },
-        "logits": _real_logits(layout, result, logits, request),
-        "keys": _real_rows(trace, [keys for keys, _ in stored], request),
-        "values": _real_rows(trace, [values for _, values in stored], request),
-    }
-    if decoded is not None:
-        answer["decode_logits"] = decoded[request]
-    return answer
-
-
-def _layout(result: Routed) -> Layout:
-    return result._last("traces").layout
-
-
-def _real_logits(layout: Layout, result: Routed, logits: Tensor, request: int) -> Tensor:
-    if result._router.schedule.action == "delete":
-        return logits[request, logits.shape[1] - layout.plans[request].kv_rows[-1] :]
-    return logits[request, list(layout.columns[request])]
-
-
-def _real_rows(trace: RoutingTrace, tables: Sequence[Tensor], request: int) -> list[Tensor]:
-    """Per block [Hkv, rows, head_dim]: caches are padded on the left."""
-    return [
-        table[request, :, table.shape[2] - rows :] for table, rows in zip(tables, trace.kv_rows, strict=True)
-    ]

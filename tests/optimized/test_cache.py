@@ -98,7 +98,7 @@ def test_positions_given_for_padding_do_not_count():
     with routed(model, Schedule("reroute", TWO)):
         cache = model(**inputs, position_ids=positions).past_key_values
         expected = model(**inputs).past_key_values
-        assert cache.routing.next_positions.tolist() == [[len(tokens)] for tokens in ROWS]
+        assert cache.routing.next_positions[:, -1].tolist() == [len(tokens) for tokens in ROWS]
         assert torch.equal(feed(model, cache, LATER, [5]), feed(model, expected, LATER, [5]))
 
 
@@ -192,12 +192,10 @@ def test_an_unrouted_model_does_not_go_on_with_a_routed_cache():
     assert model(**inputs, past_key_values=cache).past_key_values.get_seq_length() == len(ROWS[0])
 
 
-def test_new_images_and_padding_in_a_later_turn_are_refused():
+def test_padding_in_a_later_turn_is_refused():
     model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
     with routed(model, Schedule("reroute", TWO)):
         cache = model(**inputs).past_key_values
-        with pytest.raises(RerouteError, match="visual_mask"):
-            model(**tiny.llava_inputs([tiny.row(1, 1, 1)] * 3), past_key_values=cache)
         padded = torch.ones(3, 5, dtype=torch.long)
         padded[1, 0] = 0
         with pytest.raises(RerouteError, match="attention_mask"):

@@ -5,12 +5,19 @@ import torch
 from reroute_optimized import routed
 from reroute_optimized.target import torch_target
 from reroute_spec import Decision, RerouteError, Schedule
-from transformers import DynamicCache, GenerationConfig
+from torch.testing import assert_close
+from transformers import DynamicCache
 
 from . import oracle, tiny
 
 TWO = (Decision(2, "0.5"), Decision(4, "0.25"))
 ROWS = [tiny.row(4, 1, 5, 1), tiny.row(2, 2, 3, 2), tiny.row(6, 0, 0, 3)]
+
+MANY = [
+    Schedule("reroute", TWO),
+    Schedule("delete", TWO),
+    Schedule("reroute", (Decision(0, "0.3"), Decision(3, "0.6"))),
+]
 
 
 def single(inputs, request):
@@ -118,17 +125,160 @@ def test_right_padding_is_refused_where_it_would_go_wrong_and_only_there():
     ]
 
 
-def test_generation_that_would_decide_again_at_every_token_is_refused():
-    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
-    with routed(model, Schedule("reroute", TWO)):
-        with pytest.raises(RerouteError, match=r"^use_cache"):
-            model.generate(**inputs, max_new_tokens=2, use_cache=False)
+@pytest.mark.parametrize("schedule", [*MANY, Schedule("delete", TWO, positions="renumber")], ids=str)
+def test_without_a_cache_every_step_keeps_the_prompts_decisions(schedule):
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with routed(model, schedule) as result:
+        cached = model.generate(**inputs, **options)
+        traces = result.traces
+        assert torch.equal(model.generate(**inputs, **options, use_cache=False), cached)
+        assert [[d.selected for d in t.decisions] for t in result.traces] == [
+            [d.selected for d in t.decisions] for t in traces
+        ]
         model.generation_config.use_cache = False
-        with pytest.raises(RerouteError, match=r"^use_cache"):
-            model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2))
-        model.generation_config.use_cache = True
-        with pytest.raises(RerouteError, match=r"^visual_mask"):
-            model.generate(**inputs, max_new_tokens=2, visual_mask=inputs["input_ids"] == tiny.IMAGE)
+        assert torch.equal(model.generate(**inputs, **options), cached)
+        beams = {**options, "num_beams": 2, "num_return_sequences": 2}
+        one_image = tiny.llava_inputs([tiny.row(4, 1, 5), tiny.row(6, 0, 0)])
+        assert torch.equal(
+            model.generate(**one_image, **beams), model.generate(**one_image, **beams, use_cache=True)
+        )
+        embeds = {"inputs_embeds": torch.randn(1, 8, 64), "visual_mask": torch.ones(1, 8, dtype=torch.bool)}
+        whole = model.generate(**embeds, **options)
+        assert torch.equal(model.generate(**embeds, **options, use_cache=True), whole)
+
+
+def test_a_prompt_that_ends_in_an_image_goes_on_as_with_a_cache():
+    model, inputs = tiny.llava(), tiny.llava_inputs([tiny.row(4, 1, -1), tiny.row(2, 2, 3)])
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    for schedule in MANY:
+        with routed(model, schedule):
+            assert torch.equal(
+                model.generate(**inputs, **options, use_cache=False), model.generate(**inputs, **options)
+            )
+
+
+def test_samples_and_several_sequences_are_drawn_from_the_routed_logits():
+    model, inputs = tiny.llava(), tiny.llava_inputs([tiny.row(4, 1, 5), tiny.row(6, 0, 0)])
+    options = {
+        "max_new_tokens": 4,
+        "do_sample": True,
+        "top_k": 20,
+        "num_return_sequences": 3,
+        "pad_token_id": 0,
+    }
+    with routed(model, Schedule("reroute", TWO)) as result:
+        torch.manual_seed(3)
+        out = model.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
+        assert len(result.traces) == len(out.sequences) == 6
+        greedy = model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=0)[:, -1]
+        torch.manual_seed(3)
+        assert torch.equal(model.generate(**inputs, **options), out.sequences)
+    assert torch.equal(out.scores[0].argmax(-1), greedy.repeat_interleave(3))
+
+
+def test_tokens_are_streamed():
+    class Streamer:
+        def __init__(self):
+            self.tokens, self.ended = [], False
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            self.ended = True
+
+    model, inputs, streamer = tiny.llava(), tiny.llava_inputs(ROWS[:1]), Streamer()
+    with routed(model, Schedule("reroute", TWO)):
+        tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, streamer=streamer)
+    assert streamer.tokens == tokens[0].tolist()
+    assert streamer.ended
+
+
+def test_embeddings_are_generated_from_with_an_explicit_mask():
+    model, inputs = tiny.llava(), tiny.llava_inputs([tiny.row(4, 1, 5), tiny.row(6, 1, 3)])
+    seen = {}
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    model(**inputs)
+    handle.remove()
+    embeds = {"inputs_embeds": seen["inputs_embeds"], "attention_mask": inputs["attention_mask"]}
+    mask = inputs["input_ids"] == tiny.IMAGE
+    for schedule in (*MANY, Schedule("reroute", TWO, scope="image")):
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        with routed(model, schedule) as result:
+            expected = model.generate(**inputs, **options)[:, -4:]
+            traces = result.traces
+            assert torch.equal(model.generate(**embeds, visual_mask=mask, **options), expected)
+            assert [t.visual_rows for t in result.traces] == [t.visual_rows for t in traces]
+            beams = model.generate(**embeds, visual_mask=mask, **options, num_beams=2)
+            assert torch.equal(beams, model.generate(**inputs, **options, num_beams=2)[:, -4:])
+            with pytest.raises(RerouteError, match=r"^visual_mask"):
+                model.generate(**embeds, **options)
+
+
+@pytest.mark.parametrize("schedule", MANY, ids=str)
+def test_hidden_states_of_every_block_are_told(schedule):
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    decisions = [decision.layer for decision in schedule.decisions]
+    with routed(model, schedule) as result:
+        out = model(**inputs, output_hidden_states=True)
+        assert out.hidden_states is not None
+        assert model(**inputs).hidden_states is None
+        trace = result.traces
+        states = model.generate(
+            **inputs,
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=0,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        ).hidden_states
+    assert len(out.hidden_states) == tiny.LAYERS + 1
+    assert_close(model.lm_head(out.hidden_states[-1]), out.logits, equal_nan=True)
+    answers = torch_target().run(model, inputs, schedule)
+    real = inputs["attention_mask"].bool()
+    for layer in decisions:
+        for b, answer in enumerate(answers):
+            if layer not in answer["residuals"]:
+                continue
+            hidden = out.hidden_states[layer][b]
+            alive = (
+                hidden[~hidden.isnan().any(-1)]
+                if schedule.action == "delete" and layer > decisions[0]
+                else hidden[real[b]]
+            )
+            assert torch.equal(alive, answer["residuals"][layer])
+    if schedule.action == "reroute":
+        own = trace[0].decisions[0]
+        pads = int((~real[0]).sum())
+        deferred = [pads + trace[0].visual_rows[ordinal] for ordinal in own.deferred]
+        for layer in range(own.layer, decisions[1]):
+            assert torch.equal(
+                out.hidden_states[layer][0, deferred], out.hidden_states[own.layer][0, deferred]
+            )
+    assert [len(step) for step in states] == [tiny.LAYERS + 1] * 3
+    assert all(hidden.shape == (3, 1, 64) for hidden in states[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"cache_implementation": "quantized"}, "cache_implementation"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
+        ({"visual_mask": torch.ones(1, 7, dtype=torch.bool)}, "visual_mask"),
+    ],
+)
+def test_ways_of_generating_that_are_not_defined_are_refused(option, field):
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS[:1])
+    with routed(model, Schedule("reroute", TWO)) as result:
+        with pytest.raises(RerouteError, match=f"^{field}"):
+            model.generate(**{**inputs, "max_new_tokens": 2, **option})
+        model.generate(**inputs, max_new_tokens=2)
+        assert len(result.traces) == 1
 
 
 def test_masks_of_other_values_than_0_and_1_are_refused():

@@ -5,11 +5,11 @@ import torch
 from reroute_optimized.masks import causal_mask, check_implementation
 from reroute_spec import RerouteError
 
-PADS = torch.tensor([0, 2])
+VALID = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]).bool()
 
 
-def mask(implementation, queries, keys, pads=None):
-    return causal_mask(implementation, queries, keys, pads, torch.float32, torch.device("cpu"))
+def mask(implementation, queries, keys, valid=None):
+    return causal_mask(implementation, queries, keys, valid, torch.float32, torch.device("cpu"))
 
 
 def test_no_mask_only_where_the_implementation_is_causal_by_itself():
@@ -19,15 +19,15 @@ def test_no_mask_only_where_the_implementation_is_causal_by_itself():
     assert mask("eager", 4, 4) is not None
     assert mask("eager", 1, 4) is None
     assert mask("flash_attention_2", 2, 4) is None
-    assert mask("flash_attention_2", 2, 4, PADS).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert mask("flash_attention_2", 2, 4, VALID).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
 
 
 def test_padding_sees_itself_alone_and_is_seen_by_nobody():
-    allowed = mask("sdpa", 4, 4, PADS)
+    allowed = mask("sdpa", 4, 4, VALID)
     assert allowed.shape == (2, 1, 4, 4)
     assert torch.equal(allowed[0, 0], torch.ones(4, 4).tril().bool())
     assert allowed[1, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    additive = mask("eager", 4, 4, PADS)
+    additive = mask("eager", 4, 4, VALID)
     assert torch.equal(additive == 0, allowed)
     assert additive.isfinite().all()
 

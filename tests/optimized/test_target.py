@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from reroute_conformance.cases import DecoderCase, Row, decoder_config
 from reroute_optimized.canonical import build
 from reroute_optimized.target import torch_target, triton_target
 from reroute_spec import Decision, DecoderShape, RerouteError, Schedule
@@ -11,6 +12,7 @@ from reroute_spec.canonical import CanonicalConfig
 from torch.testing import assert_close
 
 from . import oracle, tiny
+from .beside import assert_same_session
 
 SHAPE = DecoderShape(6, 64, 128, 4, 2, 16)
 TWO = (Decision(2, "0.5"), Decision(4, "0.25"))
@@ -46,6 +48,38 @@ def test_canonical_decoders_are_real_models(action, bias, norm):
         assert torch.equal(own, weight)
     assert model.config.rms_norm_eps == 1e-5
     assert_close(model.model.rotary_emb.inv_freq[1], torch.tensor(5000.0) ** (-2 / 16))
+
+
+@pytest.mark.parametrize(
+    ("bias", "norm", "interleaved", "heads"),
+    list(product([False, True], [False, True], [False, True], [2, 4])),
+)
+def test_positions_of_three_coordinates_are_the_references(bias, norm, interleaved, heads):
+    config = decoder_config(
+        4,
+        heads=heads,
+        kv_heads=2,
+        attention_bias=bias,
+        qk_norm=norm,
+        mrope_section=(2, 1, 1),
+        mrope_interleaved=interleaved,
+    )
+    rows = [Row("ttvvvvvvtt", 1), Row("tvvvvtvvvt", 2)]
+    case = DecoderCase(
+        Schedule("reroute", (Decision(1, "0.5"), Decision(3, "0.25"))).to_dict(), rows, config=config
+    )
+    positions = torch.arange(10).expand(3, 2, 10).clone()
+    positions[:, :, 2:8] = torch.tensor([[2] * 6, [2, 2, 2, 3, 3, 3], [2, 3, 4, 2, 3, 4]])[:, None]
+    positions[:, :, 8:] -= 3
+    turn = DecoderCase(case.schedule, [Row("ttvvvt", 3), Row("vvtvtt", 4)], config=config).inputs()
+    del turn["attention_mask"]
+    operations = [
+        {"op": "prefill", "inputs": {**case.inputs(), "position_ids": positions}},
+        {"op": "decode", "tokens": torch.tensor([5, 6])},
+        {"op": "turn", "inputs": turn},
+        {"op": "decode", "tokens": torch.tensor([7, 8])},
+    ]
+    assert_same_session(case.model, case.routing(), operations)
 
 
 def test_double_precision_stays_double():

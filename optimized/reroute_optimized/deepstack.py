@@ -1,0 +1,59 @@
+"""Features that a family adds to its visual rows at block boundaries: all of them get theirs, whether they ran or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """What is added after the first blocks (n visual columns of a batch of B prompts in S columns).
+
+    Attributes:
+        features: [n, d] per boundary, from the first block's on.
+        flat: [n] column of every feature row in the flattened batch, ascending.
+        places: [B, S + 1] feature row of every column; n where a column has none.
+    """
+
+    features: Sequence[Tensor]
+    flat: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, features: Sequence[Tensor], flags: Sequence[Sequence[bool]], like: Tensor) -> DeepStack:
+        """From host flags [B][S] of the columns that ``features`` belong to, in order; ``like`` gives the device."""
+        width = len(flags[0])
+        flat = [b * width + c for b, row in enumerate(flags) for c, flag in enumerate(row) if flag]
+        places = torch.full((len(flags) * width,), len(flat), device=like.device)
+        at = torch.tensor(flat, dtype=torch.long, device=like.device)
+        places[at] = torch.arange(len(flat), device=like.device)
+        table = torch.nn.functional.pad(places.view(len(flags), width), (0, 1), value=len(flat))
+        return cls([each.to(like.device, like.dtype) for each in features], at, table)
+
+    def add(self, layer: int, hidden_states: Tensor, columns: Tensor | None) -> Tensor:
+        """A block's output with the features of its rows added.
+
+        Args:
+            layer: the block.
+            hidden_states: [B, R, d], left as it is.
+            columns: [B, R] prompt column of every row, S for padding; None where the rows are the prompt's columns.
+        """
+        if layer >= len(self.features):
+            return hidden_states
+        features = self.features[layer]
+        flat = hidden_states.flatten(0, 1)
+        if columns is None:
+            return flat.index_add(0, self.flat, features).view_as(hidden_states)
+        with_none = torch.cat([features, features.new_zeros(1, features.shape[1])])
+        return hidden_states + with_none.index_select(0, self.places.gather(1, columns).flatten()).view_as(
+            hidden_states
+        )
+
+    def add_in_place(self, layer: int, rows: Tensor) -> None:
+        """Add the features of a boundary to the flattened batch ``rows`` [B * S or more, d]."""
+        if layer < len(self.features):
+            rows.index_add_(0, self.flat, self.features[layer])

@@ -1,0 +1,267 @@
+"""What a routed text decoder does with a forward: tells a prefill from a later turn, refuses, runs, remembers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from reroute_reference.families import Family, features_per_image
+from reroute_spec import RerouteError, Schedule
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from . import checks
+from .blocks import Past
+from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
+from .decoder import Decoder, counted
+from .deepstack import DeepStack
+from .engine import Rows, Turn
+from .generation import Generation, Prompt
+from .later import decode
+from .layout import Flags, build_layout, flags, read_masks
+from .nuwa import FirstStage
+from .probe import Probe
+from .records import Prefill
+from .request import Request, read_request
+from .state import first_state, later_state
+
+
+class Router:
+    """Everything a routed model remembers: what to do, and what the last prefill decided.
+
+    Attributes:
+        decoder: the text decoder.
+        schedule: what is decided.
+        last: the last prefill, or later turn with visual rows, that finished; or None.
+        probe: for a conformance run; None otherwise.
+        generation: the call of ``generate`` that a forward is a step of; it reads the last column.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: Decoder,
+        family: Family,
+        schedule: Schedule,
+        stage: FirstStage | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.schedule = schedule
+        self.last: Prefill | None = None
+        self.probe: Probe | None = None
+        self.generation: Generation | None = None
+        self._stage = stage
+        self._has_placeholders = family.merger is not None
+        self._features_per_image = features_per_image(model)
+        self._busy = threading.Lock()
+
+    def hold(self) -> threading.Lock:
+        """The lock of a forward, taken.
+
+        Raises:
+            RerouteError: a forward of this model is running.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RerouteError(
+                "model", "a forward of this routed model is running", "run one forward at a time"
+            )
+        return self._busy
+
+    def check_module(self, module: nn.Module) -> None:
+        """Refuse a copy of the routed module: it shares this router, which would run the original's weights.
+
+        Raises:
+            RerouteError: naming the model.
+        """
+        if module is not self.decoder.module:
+            raise RerouteError(
+                "model", "is a copy of a routed model", "remove routing, copy, then apply to the copy"
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Any,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+        visual_mask: Tensor | None,
+        keywords: Mapping[str, Any],
+    ) -> Any:
+        """What the swapped class calls; arguments as transformers', plus ``visual_mask`` [B, S] bool and, for
+        ``scope = image``, ``visual_images``: per request the rows of its images.
+        """
+        lock = self.hold()
+        try:
+            checks.check_mode(self.decoder)
+            checks.check_keywords(self.decoder, keywords)
+            filled = check_cache(cache, self.decoder)
+            keywords = dict(keywords)
+            if self.generation is not None and not filled:
+                rows = input_ids if inputs_embeds is None else inputs_embeds
+                if rows is not None and self.generation.visual_mask is not None:
+                    visual_mask = self.generation.mask_for(len(rows), rows.shape[1])
+                    keywords["visual_images"] = self.generation.images_for(len(rows))
+            request = read_request(
+                self.decoder, input_ids, inputs_embeds, attention_mask, position_ids, visual_mask, keywords
+            )
+            if filled:
+                final, hidden = self._later(cache, request)
+            else:
+                wanted = cache is not None or (
+                    self.decoder.config.use_cache if use_cache is None else use_cache
+                )
+                final, hidden, cache = self._prefill(cache, wanted, request)
+        finally:
+            lock.release()
+        output = BaseModelOutputWithPast(
+            last_hidden_state=final,
+            past_key_values=cache,
+            hidden_states=None if hidden is None else tuple(hidden),
+        )
+        as_dict = keywords.get("return_dict", getattr(self.decoder.config, "return_dict", True))
+        return output.to_tuple() if as_dict is False else output
+
+    def _later(self, cache: RoutedCache, request: Request) -> tuple[Tensor, list[Tensor] | None]:
+        """A turn on top of a filled cache, which is left as it was if a block raises."""
+        state = cache.routing
+        assert state is not None  # check_cache saw it filled
+        shape = request.shape
+        checks.check_later_turn(state, *shape, request.attention_mask)
+        visual, featured = None, None
+        if shape[1] > 1:  # a single row is never routable
+            mask = None if request.features is None else request.features[0]
+            visual, featured = read_masks(shape, request.visual_mask, mask)
+        state.guard.check()
+        state.guard.seen.clear()
+        before = Snapshot.of(cache)
+        state.open = True
+        try:
+            if visual is not None and any(map(any, visual)):
+                return self._routed_turn(cache, request, visual, featured)
+            # generate may count on from the last row, which need not have the largest coordinate
+            positions = request.positions if self.generation is None else None
+            hidden = [request.embeddings]
+            final = decode(self.decoder, cache, state, request.embeddings, positions, hidden.append)
+        except BaseException:
+            before.restore(cache)
+            raise
+        finally:
+            state.open = False
+        if self.probe is not None:
+            self.probe.residuals = {self.decoder.num_layers: (hidden[-1], None)}
+        return final, [*hidden[:-1], final] if request.keep_hidden_states else None
+
+    def _routed_turn(
+        self, cache: RoutedCache, request: Request, visual: Flags, featured: Flags | None
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        past, state, real = Past.of(cache), cache.routing, flags(request.shape, True)
+        assert state is not None
+        positions = request.positions
+        if positions is None:
+            steps = counted(None, request.shape[1], request.embeddings.device)
+            positions = state.next_positions[:, -1:] + steps
+        rows, positions, dropped = self._rows(request, positions, real, visual, featured)
+        turn = self._turn(rows, request, cache, past)
+        final = turn.run()
+        cache.routing = later_state(
+            self.decoder, self.schedule, state, past, turn.done, positions, dropped, request.shape[1]
+        )
+        self.last = turn.done
+        return final, turn.hidden_states
+
+    def _prefill(
+        self, cache: Any, wanted: bool, request: Request
+    ) -> tuple[Tensor, list[Tensor] | None, RoutedCache | None]:
+        """Routes a batch of prompts. The caller's cache is touched only when everything has succeeded."""
+        shape, device = request.shape, request.embeddings.device
+        checks.check_attention_mask(request.attention_mask, *shape)
+        if self._has_placeholders and request.visual_mask is None and shape[1] > 1:
+            raise RerouteError(
+                "visual_mask",
+                "is missing where only inputs_embeds are given",
+                "give input_ids, or visual_mask [B, S] bool",
+            )
+        mask = None if request.features is None else request.features[0]
+        real, visual, featured = read_masks(shape, request.attention_mask, request.visual_mask, mask)
+        real, visual = real or flags(shape, True), visual or flags(shape, False)
+        generation = self.generation
+        prompt = None if generation is None else generation.prompt
+        if generation is not None and not all(row[-1] for row in real):
+            raise RerouteError(
+                "attention_mask",
+                "pads on the right, where generate would go on from a column of padding",
+                "pad on the left: padding_side='left'",
+            )
+        positions = request.positions if prompt is None else prompt.continued(shape[1])
+        if positions is None:
+            present = None if all(map(all, real)) else torch.tensor(real, device=device)
+            positions = counted(present, shape[1], device)
+        given = positions
+        rows, positions, dropped = self._rows(request, given, real, visual, featured, prompt)
+        filled = make_cache(self.decoder) if wanted else None
+        turn = self._turn(rows, request, filled, None, prompt)
+        final = turn.run()
+        if prompt is not None:
+            return final, turn.hidden_states, None
+        if generation is not None and not generation.cached and filled is None:
+            generation.prompt = Prompt.of(turn.done, given, real)
+        if filled is not None:
+            filled.routing = first_state(self.decoder, self.schedule, turn.done, positions, dropped, shape[1])
+        self.last = turn.done
+        return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
+
+    def _rows(
+        self,
+        request: Request,
+        positions: Tensor,
+        real: Flags,
+        visual: Flags,
+        featured: Flags | None,
+        prompt: Prompt | None = None,
+    ) -> tuple[Rows, Tensor, Tensor | None]:
+        """What the blocks are given: its layout, embeddings and rotary; its positions; and [B] columns left out."""
+        embeddings, schedules, dropped = request.embeddings, None, None
+        if self._stage is not None and request.marked:
+            short, real, visual = self._stage.leave_out(embeddings, positions, real, visual)
+            embeddings, positions, dropped = short.embeddings, short.positions, short.dropped
+            schedules = [self._stage.schedule_for(self.schedule, count) for count in short.images]
+        images = self._features_per_image if request.images is None else request.images
+        if prompt is not None:
+            visual, images = prompt.routable(real, visual), prompt.images
+        layout = build_layout(
+            self.schedule,
+            self.decoder.num_layers,
+            real,
+            visual,
+            images,
+            embeddings.device,
+            schedules,
+        )
+        features = None
+        if featured is not None and request.features is not None:
+            features = DeepStack.of(request.features[1], featured, embeddings)
+        rotary = self.decoder.position_embeddings(embeddings, positions)
+        return Rows(layout, embeddings, rotary, features), positions, dropped
+
+    def _turn(
+        self,
+        rows: Rows,
+        request: Request,
+        cache: RoutedCache | None,
+        past: Past | None,
+        prompt: Prompt | None = None,
+    ) -> Turn:
+        return Turn(
+            self.decoder,
+            self.schedule,
+            rows,
+            cache,
+            past=past,
+            probe=self.probe,
+            tables=None if prompt is None else prompt.tables,
+            keep_hidden_states=request.keep_hidden_states,
+        )
