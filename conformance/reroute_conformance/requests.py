@@ -445,10 +445,12 @@ def judge_ambiguity(
     def detail() -> str:
         first = min((chosen ^ right) - ambiguous)
         verb = "was selected, but should not be" if first in chosen else "should be selected, but was not"
-        near = f"; ambiguous rows (τ = {tau:.2g}): {sorted(ambiguous)}" if ambiguous - right else ""
+        off = abs(score[first] - threshold[first])
+        near = f", and here ambiguous are {sorted(ambiguous)}" if ambiguous - right else ""
         return (
-            f"first differing ordinal {first}: it {verb} (oracle score {score[first]:.6g}); expected {sorted(right)}, "
-            f"got {sorted(chosen)}{near}"
+            f"first differing ordinal {first}: it {verb} (oracle score {score[first]:.6g}, {off:.3g} from the lowest selected, "
+            f"relative {off / threshold[first] if threshold[first] else float('inf'):.3g}); expected {sorted(right)}, got "
+            f"{sorted(chosen)}. RR-NUM-002 allows a relative τ of {tau:.2g}, twice the plain run's largest score error, clamped{near}"
         )
 
     where = f"request {b}, decision {record.stage} at block {record.layer}"
