@@ -1,59 +1,73 @@
-"""The cases measured from the paper's published release, as fixtures for whoever claims to agree with them."""
+"""The cases measured from the paper's published release, as fixtures for whoever claims to agree with them.
 
-import json
+What was measured, and the text decoders that it was measured with, are vectors of the suite; here are the models around
+them: vision towers, prompts and pixels.
+"""
+
 from functools import cache
 from pathlib import Path
 
 import torch
-from reroute_spec import Decision, Schedule
+from reroute_conformance.vectors import read_vector
+from reroute_conformance.vectors.files import V1
+from reroute_conformance.vectors.manifest import entries
+from reroute_spec import Schedule
 from safetensors.torch import load_file
+from transformers import (
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 FOLDER = Path(__file__).parent / "data" / "release"
-FAMILIES = ("llava", "qwen25vl")
-TENSORS = {family: load_file(FOLDER / f"{family}.safetensors") for family in FAMILIES}
-CASES = [
-    {**case, "family": family}
-    for family in FAMILIES
-    for case in json.loads((FOLDER / f"{family}.json").read_text())["cases"]
-]
-IDS = [f"{case['family']}-{case['sample']}-{case['schedule']}" for case in CASES]
+CLASSES = {
+    "llava": (LlavaForConditionalGeneration, LlavaConfig),
+    "qwen25vl": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
+}
+TENSORS = {family: load_file(FOLDER / f"{family}.safetensors") for family in CLASSES}
+CASES = [read_vector(V1 / entry.place) for entry in entries() if entry.oracle == "release"]
+IDS = [case.data["id"] for case in CASES]
+
+
+def family(case):
+    return case.data["id"].split("-")[0]
+
+
+def sample(case):
+    return int(case.data["id"].split("-")[1])
 
 
 @cache
 def model(family):
-    if family == "llava":
-        from transformers import LlavaForConditionalGeneration
-
-        return LlavaForConditionalGeneration.from_pretrained(FOLDER / "llava").eval()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    # both models were drawn from one seed: their text blocks are the same tensors, kept once
-    blocks = model("llava").model.language_model.state_dict()
-    qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(FOLDER / "qwen25vl")).eval()
-    missing, _ = qwen.model.language_model.load_state_dict(blocks, strict=False)
+    kind, config = CLASSES[family]
+    made = kind(config.from_pretrained(FOLDER / family)).eval()
+    made.generation_config = GenerationConfig.from_pretrained(FOLDER / family)
+    text = next(case for case in CASES if case.data["id"].startswith(family)).weights()
+    made.lm_head.load_state_dict({"weight": text.pop("lm_head.weight")})
+    missing, _ = made.model.language_model.load_state_dict(text, strict=False)
     assert all(name.endswith("_proj.bias") for name in missing)
-    own = load_file(FOLDER / "qwen25vl" / "own.safetensors")
-    for name, parameter in qwen.named_parameters():
+    own = load_file(FOLDER / family / "own.safetensors")
+    for name, parameter in made.named_parameters():
         if name.endswith("_proj.bias") and "language_model" in name:
             torch.nn.init.zeros_(parameter)
-        elif "language_model" not in name:
+        elif "language_model" not in name and not name.startswith("lm_head"):
             parameter.data.copy_(own.pop(name.removeprefix("model.")))
     assert not own
-    return qwen.requires_grad_(False)
+    return made.requires_grad_(False)
 
 
 def schedule(case):
-    action = "delete" if case["action"] == "physical_delete" else "reroute"
-    pairs = zip(case["decision_layers"], case["keep_ratios"], strict=True)
-    return Schedule(action, tuple(Decision(layer, str(ratio)) for layer, ratio in pairs))
+    return Schedule.from_dict(case.data["inputs"]["schedule"])
 
 
 def inputs(case):
-    start = f"in.{case['sample']}."
-    tensors = TENSORS[case["family"]]
+    start = f"in.{sample(case)}."
+    tensors = TENSORS[family(case)]
     found = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
     if "pixel_values.first_row" in found:
-        found["pixel_values"] = _drawn_pixels(case["sample"], found, found.pop("pixel_values.first_row"))
+        found["pixel_values"] = _drawn_pixels(sample(case), found, found.pop("pixel_values.first_row"))
     return found
 
 
@@ -67,15 +81,12 @@ def _drawn_pixels(seed, found, first_row):
     return pixels
 
 
-def output(case, name):
-    """A measured output, or None where it is not kept."""
-    return TENSORS[case["family"]].get(f"out.{case['sample']}.{case['schedule']}.{name}")
-
-
-def selections(case, trace):
-    """Selections in the release's terms: under ``delete``, places among the rows still alive."""
-    deleting = case["action"] == "physical_delete"
-    return {
-        str(record.layer): [record.pool.index(row) if deleting else row for row in record.selected]
-        for record in trace.decisions
-    }
+def measured(case):
+    """Selections per decision, rows per block, greedy tokens, and the logits of the last row or of all, as measured."""
+    exact, tensors = case.data["expected"]["exact"], case.tensors
+    trace = exact["traces"][0]
+    selected = [decision["selected"] for decision in trace["decisions"]]
+    logits = tensors.get("plain.requests.0.logits")
+    if logits is None:
+        logits = tensors["plain.requests.0.last_logits"][None]
+    return selected, trace["kv_rows"], exact["greedy"][0], logits

@@ -75,13 +75,14 @@ def smoke(
     ] = 60.0,
 ) -> None:
     """A few cases of every check, in seconds: first of the reference, then of the target. No verdict."""
-    from .cli import _console, _prepare
+    from .cli import _console
+    from .parallel import prepare
     from .report import check_record
     from .report_text import print_failures
     from .runner import run_suite
     from .targets import TargetName
 
-    _prepare()
+    prepare()
     for named in dict.fromkeys([TargetName("reference"), TargetName(None if cmd else target, cmd, timeout)]):
         with named.made() as implementation:
             report = run_suite(implementation, examples=_SMOKE_EXAMPLES)
@@ -106,14 +107,13 @@ def _stderr() -> Console:
 
 def _tried(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, CheckResult]]:
     """Every mutant through its check."""
+    from .parallel import pool
+
     if jobs == 1:
         yield from ((entry, try_mutant(entry.name)) for entry in chosen)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from zip(chosen, pool.map(try_mutant, [entry.name for entry in chosen]), strict=True)
+    with pool(jobs) as processes:
+        yield from zip(chosen, processes.map(try_mutant, [entry.name for entry in chosen]), strict=True)
 
 
 def try_mutant(name: str) -> CheckResult:
@@ -121,11 +121,11 @@ def try_mutant(name: str) -> CheckResult:
     from dataclasses import replace
 
     from .checks import checks
-    from .cli import _prepare
     from .mutants import MUTANTS, mutant
+    from .parallel import prepare
     from .runner import run_check
 
-    _prepare()
+    prepare()
     entry = next(entry for entry in MUTANTS if entry.name == name)
     check = next(check for check in checks() if check.name == entry.check)
     return replace(run_check(check, mutant(name)), check=None)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ decision never hides or blames what follows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import isnan
@@ -31,12 +31,19 @@ _NO_DECISION = {"margin": None, "margin_of_scores": None, "would_select": None, 
 
 
 def judge(case: RoutedCase, target: Target) -> Verdict:
-    """Run a case and compare. A violation of a padded or batched request is blamed on padding or batch if the request
-    alone is right.
-    """
+    """Run a case and compare with the reference."""
     if case.poison is not None:
         return _judge_poison(case, target)
-    verdict = _judge(case, target)
+    return judge_batch(case, target, _judge)
+
+
+def judge_batch(
+    case: RoutedCase, target: Target, judge_requests: Callable[[Any, Target], Verdict]
+) -> Verdict:
+    """Run a case and compare by ``judge_requests``. A violation of a padded or batched request is blamed on padding or
+    batch if the request alone is right.
+    """
+    verdict = judge_requests(case, target)
     first = next(iter(verdict.violations), None)
     for rule, applies, padded in (
         ("RR-EQV-004", len(case.rows) > 1, True),
@@ -48,7 +55,7 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
         row = case.alone(first.request)
         if not (len(case.rows) > 1 if padded else row.pad_left or row.pad_right):
             continue
-        alone = _judge(case.only(first.request, padded=padded), target)
+        alone = judge_requests(case.only(first.request, padded=padded), target)
         without = "" if padded else " and unpadded"
         detail = f"{first.detail} [{first.rule}]; the same request alone{without} is right"
         if not verdict.require(

@@ -62,8 +62,8 @@ def fuzz(
                 _merge(found, result)
     else:
         search = partial(_search, target, profiles, seconds, database)
-        with _pool(jobs) as pool:
-            for process in as_completed([pool.submit(search) for _ in range(jobs)]):
+        with pool(jobs) as processes:
+            for process in as_completed([processes.submit(search) for _ in range(jobs)]):
                 for result in map(_with_check, process.result()):
                     on_check(result)
                     _merge(found, result)
@@ -74,8 +74,8 @@ def in_processes(
     work: Callable[[_Given], tuple[str, CheckResult]], given: list[_Given], jobs: int
 ) -> Iterator[CheckResult]:
     """What ``work`` shows of every check, as it comes."""
-    with _pool(jobs) as pool:
-        for done in as_completed([pool.submit(work, each) for each in given]):
+    with pool(jobs) as processes:
+        for done in as_completed([processes.submit(work, each) for each in given]):
             yield _with_check(done.result())
 
 
@@ -89,7 +89,8 @@ def _with_check(named: tuple[str, CheckResult]) -> CheckResult:
     return replace(result, check=next(check for check in checks() if check.name == name))
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that begin like the command line does."""
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare)
 
 

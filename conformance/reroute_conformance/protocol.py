@@ -94,7 +94,10 @@ class Target(Protocol):
         Args:
             model: see :data:`Model`.
             inputs: what a processor returns; for a canonical decoder ``inputs_embeds`` [B, S, d], ``visual_mask``
-                [B, S] and ``attention_mask`` [B, S].
+                [B, S] and ``attention_mask`` [B, S]. A model may also be given ``labels`` [B, S], and what has to be
+                refused: ``past_key_values`` of any kind, any of these in a form that cannot be read, a model in
+                training mode or of another family. A refusal is an error with the attributes ``field`` (the name of
+                the input, ``model``, ``model.training``) and ``remedy``, and leaves model and inputs as they were.
             schedule: what to decide where.
             decisions: selections to run instead of the scores' own (profile ``stagewise``).
             continuation: tokens to feed after the prefill.
@@ -106,7 +109,8 @@ class Target(Protocol):
             - ``residuals``: {layer: [rows, d]} at every decision's input, and at key L after the last block, before the
               final norm; real rows in prompt order, under ``delete`` those alive;
             - ``logits``: [rows, V], all real rows, under ``delete`` the survivors;
-            - ``keys``, ``values``: per block [K, rows, h] as cached after the prefill;
+            - ``keys``, ``values``: per block [K, rows, h] as cached after the prefill; [0, 0, 0] of a block of linear
+              attention;
             - ``decode_logits``: [T, V].
         """
         ...
@@ -114,7 +118,11 @@ class Target(Protocol):
     def generate(
         self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
     ) -> Tensor:
-        """Greedy decoding, exactly ``max_new_tokens``; prompt and new tokens [B, S + new]."""
+        """Greedy decoding, exactly ``max_new_tokens``; prompt and new tokens [B, S + new].
+
+        ``inputs`` may also hold options of ``transformers``' ``generate`` that have to be refused by their name, such as
+        ``prefill_chunk_size``, ``assistant_model`` and ``cache_implementation``.
+        """
         ...
 
     def session(

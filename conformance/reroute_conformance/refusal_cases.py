@@ -46,7 +46,7 @@ class Fault:
         fields: pattern of the fields that the refusal may name (RR-ERR-001).
         given: what the rule's check has to know.
         put: makes the inputs wrong; the model is for its sizes.
-        call: what of the target is asked, ``run`` or ``generate``.
+        call: what of the target is asked, ``run``, ``generate`` or ``plan``.
         schedule: that is asked for.
         model: another model than the family's, or none.
         training: whether the model is in training mode.
@@ -83,6 +83,9 @@ class RefusalCase(Case):
         case: ModelCase = LlavaCase() if self.family == "llava" else QwenCase(family=self.family)
         return replace(case, schedule=dict(_ONE_DECISION), rows=[Row("tIttt", 3)])
 
+
+LAYOUT = [False, True, True, True, False], [2]
+"""Flags of a request's rows, and a feature count too low, of whoever asks ``plan``."""
 
 KINDS[RefusalCase.kind] = RefusalCase
 
@@ -227,6 +230,13 @@ FAULTS: dict[str, Fault] = {
         r"^pixel_values$",
         _UNREADABLE,
         _with(pixel_values=lambda inputs: inputs["pixel_values"].tolist()),
+    ),
+    "images-that-do-not-add-up": Fault(
+        "RR-ERR-005",
+        r"^images(\[0\])?$",
+        _UNREADABLE,
+        call="plan",
+        schedule={**_ONE_DECISION, "scope": "image"},
     ),
     "training-mode": Fault("RR-ERR-005", r"^model\.training$", _UNREADABLE, training=True),
     "labels-under-delete": Fault(

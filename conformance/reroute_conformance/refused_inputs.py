@@ -14,12 +14,12 @@ from .cases import ModelCase
 from .judge import judge
 from .models import forget_target_models
 from .protocol import Target
-from .refusal_cases import FAULTS, Fault, RefusalCase
+from .refusal_cases import FAULTS, LAYOUT, Fault, RefusalCase
 from .refusals import refusal_of
 from .verdict import Verdict
 
 
-def judge_refused_input(case: RefusalCase, target: Target) -> Verdict:
+def judge_refused(case: RefusalCase, target: Target) -> Verdict:
     """Ask what is wrong, then what is right."""
     verdict, fault, right = Verdict(), FAULTS[case.fault], case.right()
     if fault.answered:
@@ -36,6 +36,8 @@ def judge_refused_input(case: RefusalCase, target: Target) -> Verdict:
     def ask() -> Any:
         if fault.call == "generate":
             return target.generate(model, inputs, schedule, 2)
+        if fault.call == "plan":
+            return target.plan(dict(fault.schedule), 4, *LAYOUT)
         return target.run(model, inputs, schedule)
 
     _, error = refusal_of(ask)

@@ -41,7 +41,8 @@ class RequestJudge:
         case: what was run.
         answer: the target's, its form checked.
         request: its plan.
-        models, outputs: of the reference in the same dtype and in float64, decisions replayed.
+        models, outputs: of the reference in the same dtype and in float64, decisions replayed. What is compared is
+            what :meth:`computed` makes of them.
         verdict: filled.
     """
 
@@ -50,7 +51,7 @@ class RequestJudge:
     answer: Answer
     request: Plan
     models: tuple[Any, Any]
-    outputs: tuple[RoutedOutput, RoutedOutput]
+    outputs: Sequence[RoutedOutput]
     verdict: Verdict
     earlier: tuple[int, ...] = ()
     """Rows that every block held before this turn; none before a prefill."""
@@ -90,7 +91,7 @@ class RequestJudge:
 
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
-        records = [output.traces[self.b].decisions for output in self.outputs]
+        records = self.records()
         tau = score_tau(records[0], records[1], self.case.precision)
         before: Sequence[int] = range(self.request.num_visual)
         for stage in self.request.stages:
@@ -98,14 +99,42 @@ class RequestJudge:
                 plain, exact = (decisions[stage.index - 1] for decisions in records)
                 self.judge_decision(stage, plain, exact, before, tau)
                 before = self.answer.record(stage.index).selected
+                if not self.follows(exact, before):
+                    return
             self.judge_blocks(stage)
         self.judge_logits()
         if tokens is not None and self.answer.decode_logits is not None:
-            decoded = (
-                forced_logits(model, output.cache[self.b], tokens)
+            self.judge_decode(tokens, self.answer.decode_logits)
+
+    def records(self) -> Sequence[Sequence[DecisionRecord]]:
+        """The decisions of the run in the same dtype and of the oracle's."""
+        return [output.traces[self.b].decisions for output in self.outputs]
+
+    def follows(self, exact: DecisionRecord, selected: Sequence[int]) -> bool:
+        """Whether what is expected from here on is expected under this selection; the reference replayed it."""
+        return True
+
+    def computed(self, quantity: str, layer: int = 0) -> Sequence[Tensor] | None:
+        """A quantity in the same dtype and in float64; None where nothing is known of it.
+
+        Args:
+            quantity: ``residuals``, ``keys``, ``values``, ``logits`` or ``decode_logits``.
+            layer: of the first three.
+        """
+        if quantity == "residuals":
+            return [output.residuals[self.b][layer] for output in self.outputs]
+        if quantity == "logits":
+            rows = [output.logits[self.b] for output in self.outputs]
+            return [x[~x.isnan().all(-1)] for x in rows]
+        if quantity == "decode_logits":
+            tokens = self.case.continuation()
+            assert tokens is not None
+            return [
+                forced_logits(model, output.cache[self.b], tokens[self.b])
                 for model, output in zip(self.models, self.outputs, strict=True)
-            )
-            self.judge_decode(tokens, Measured(self.answer.decode_logits, *decoded))
+            ]
+        cached = [output.cache[self.b].keys_values(layer) for output in self.outputs]
+        return [entry[quantity == "values"] for entry in cached]
 
     def judge_decision(
         self, stage: Stage, plain: DecisionRecord, exact: DecisionRecord, before: Sequence[int], tau: float
@@ -201,9 +230,9 @@ class RequestJudge:
             self.judge_cache(stage, layer, where)
         if stage.index > 0 and not self.deleting:
             self.judge_bypass(where, stage, end)
-        residual = self.measured(
-            self.answer.residuals[end], [output.residuals[self.b][end] for output in self.outputs]
-        )
+        if (expected := self.computed("residuals", end)) is None:
+            return
+        residual = self.measured(self.answer.residuals[end], expected)
         due = self.residual_rules(stage)
         rule, reading = self.named(due[0], residual, lambda output: output.residuals[self.b][end])
         for each in (rule, *(other for other in due if other != rule)):
@@ -249,16 +278,17 @@ class RequestJudge:
             return
         shown = self.answer.keys[layer], self.answer.values[layer]
         for part, (name, actual) in enumerate(zip(("keys", "values"), shown, strict=True)):
+            if (expected := self.computed(name, layer)) is None:
+                continue
 
             def held_by(output: RoutedOutput, part: int = part) -> Tensor:
                 return output.cache[self.b].keys_values(layer)[part]
 
-            x = self.measured(actual, [held_by(output) for output in self.outputs])
+            x = self.measured(actual, expected)
             rule, reading = self.named("RR-BLOCK-003", x, held_by)
             if part == 0 and layer == stage.first and rule == "RR-BLOCK-003":
                 rule = self.case.rotary_rule if stage.index == 0 else "RR-BLOCK-002"
-                if stage.index > 0 and self.renumbering:
-                    rule = "RR-BLOCK-009"
+                rule = "RR-BLOCK-009" if stage.index > 0 and self.renumbering else rule
                 if not close(x):
                     rule, reading = key_rule(x) or (rule, reading)
             for each in dict.fromkeys((rule, "RR-BLOCK-003")):
@@ -318,8 +348,9 @@ class RequestJudge:
 
     def judge_logits(self) -> None:
         """Logits of all rows, or of the survivors."""
-        computed = [output.logits[self.b] for output in self.outputs]
-        logits = self.measured(self.answer.logits, [x[~x.isnan().all(-1)] for x in computed])
+        if (expected := self.computed("logits")) is None:
+            return
+        logits = self.measured(self.answer.logits, expected)
         where, rows = "logits [row, vocabulary]", self.request.num_rows
         unrouted = all(stage.kept == self.request.num_visual for stage in self.request.stages)
         if self.case.network_rules and logits.actual.shape == logits.oracle.shape:
@@ -344,8 +375,11 @@ class RequestJudge:
                 kv_rows=kv_rows,
             )
 
-    def judge_decode(self, tokens: Tensor, logits: Measured) -> None:
+    def judge_decode(self, tokens: Tensor, decoded: Tensor) -> None:
         """Logits after every token that was fed."""
+        if (expected := self.computed("decode_logits")) is None:
+            return
+        logits = self.measured(decoded, expected)
         self.verdict.exercised["RR-BLOCK-009" if self.renumbering else "RR-KV-004"] += 1
         rule, reading = ("RR-KV-002", "") if close(logits) else decode_rule(self, tokens, logits)
         names: dict[str, Any] = {"generated": [], "greedy": []} if rule == "RR-KV-002" else {}
@@ -378,8 +412,8 @@ def about(rule: str, x: Measured) -> dict[str, Any]:
     """A quantity under the names that a rule's check has for it; scores are what keys at their positions gave."""
     given: dict[str, Any] = dict.fromkeys(_QUANTITY & names(rule), x)
     given |= {"outputs": [x]} if "outputs" in names(rule) else {}
+    given |= {"decode_logits": NOTHING} if "decode_logits" in names(rule) else {}
     given |= {"cached_rows": 0} if rule == "RR-BLOCK-011" else {}  # the caches were judged before
-    given |= {"decode_logits": NOTHING} if rule == "RR-BLOCK-009" else {}  # judged after the prefill
     return {"close": close, **given}
 
 

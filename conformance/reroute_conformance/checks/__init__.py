@@ -9,6 +9,7 @@ from .core import core_checks
 from .families import family_checks
 from .methods import methods_checks
 from .sessions import session_checks
+from .vectors import vector_checks
 
 __all__ = ["Check", "checks"]
 
@@ -16,4 +17,4 @@ __all__ = ["Check", "checks"]
 @cache
 def checks() -> tuple[Check, ...]:
     """All checks, in the order of the report."""
-    return (*core_checks(), *methods_checks(), *session_checks(), *family_checks())
+    return (*core_checks(), *methods_checks(), *session_checks(), *family_checks(), *vector_checks())

@@ -29,7 +29,6 @@ class Check:
         also: further profiles without which it is not run.
         dtype: of profile ``low-precision``, the precision that it computes in; it is run where the target claims that one.
         family: of profile ``hf``, the model family that it runs; it is run where the target claims that one.
-        takes: the class of its cases, where kind and profile do not say it.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Check:
     also: frozenset[str] = frozenset()
     family: str = ""
     dtype: str = ""
-    takes: type[Case] | None = None
 
     def claimed(
         self, profiles: Iterable[str], families: Iterable[str], dtypes: Iterable[str] = DTYPES

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..family_cases import QwenCase
-from ..family_strategies import qwen_cases, qwen_prompts, text_first_cases
-from ..judges import judge_before_images, judge_generation, judge_requests
+from ..family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
+from ..judges import judge_before_images, judge_generation, judge_requests, judge_select
 from ..protocol import FAMILIES
-from ..refusal_cases import FAULTS, RefusalCase, refusals
-from ..refused_inputs import judge_refused_input
+from ..real_scores import attention_cases
+from ..refusal_cases import FAULTS, refusals
+from ..refused_inputs import judge_refused
+from ..sessions import judge_session
 from .check import Check, ids
 
 _FAMILY = ids("RR-POOL-002 RR-BUD-003 RR-KV-006 RR-SCORE-001 RR-NUM-001 RR-EQV-004 RR-EQV-005")
@@ -23,13 +24,15 @@ _OWN = {
 
 def family_checks() -> tuple[Check, ...]:
     """In the order of the report."""
+    real, order = attention_cases(), ids("RR-SEL-001 RR-SEL-003 RR-SEL-004")
     checks = [
-        Check("text-first", "trace", "core", ("RR-EQV-007",), text_first_cases(), 40, judge_before_images)
+        Check("select-attention", "select", "core", order, real, 60, judge_select),
+        Check("text-first", "trace", "core", ("RR-EQV-007",), text_first_cases(), 40, judge_before_images),
     ]
     for family, own in _OWN.items():
         drawn, fixed = qwen_cases(family), qwen_prompts(family)
         greedy = ids("RR-KV-002 RR-KV-004")
-        of: dict[str, Any] = {"family": family, "takes": QwenCase}
+        of: dict[str, Any] = {"family": family}
         checks += [
             Check(family, "trace", "hf", (*_FAMILY, *own), drawn, 10, judge_requests, **of),
             Check(f"{family}-prompt", "trace", "hf", greedy, fixed, len(fixed), judge_generation, **of),
@@ -37,8 +40,24 @@ def family_checks() -> tuple[Check, ...]:
     for family in FAMILIES:
         wrong = refusals(family)
         rules = tuple(dict.fromkeys((*(FAULTS[case.fault].rule for case in wrong), "RR-ERR-001")))
-        of = {"family": family, "takes": RefusalCase}
+        of = {"family": family}
         checks.append(
-            Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused_input, **of)
+            Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused, **of)
+        )
+        turns = ids(
+            "RR-KV-002 RR-KV-003 RR-KV-004 RR-KV-005 RR-KV-006 RR-KV-007 RR-KV-008 RR-KV-009 RR-KV-010"
+        )
+        checks.append(
+            Check(
+                f"{family}-session",
+                "session",
+                "hf",
+                turns,
+                family_sessions(family),
+                8,
+                judge_session,
+                also=frozenset({"session"}),
+                family=family,
+            )
         )
     return tuple(checks)
