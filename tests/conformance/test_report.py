@@ -62,8 +62,8 @@ def conforms():
 
 @pytest.fixture(scope="module")
 def fails(tmp_path_factory):
-    report = report_of(mutant("row-0-decides-for-the-batch"), ("core", "batch"), "select", "trace-batch")
-    save_failures(report, "mutant:row-0-decides-for-the-batch", tmp_path_factory.mktemp("cases"))
+    report = report_of(mutant("row-0s-decision-for-the-whole-batch"), ("core", "batch"), "select", "trace-batch")
+    save_failures(report, "mutant:row-0s-decision-for-the-whole-batch", tmp_path_factory.mktemp("cases"))
     return to_records(report, RUN)
 
 
