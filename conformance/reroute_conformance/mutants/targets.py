@@ -43,10 +43,10 @@ def each_decision(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[st
 
 
 def layers_sorted(data: dict[str, Any]) -> None:
-    """Layers in any order are put in order; keeps stay, so that no other rule refuses what comes of it."""
-    layers = [decision["layer"] for decision in data["decisions"]]
-    if all(isinstance(layer, int) for layer in layers):
-        for decision, layer in zip(data["decisions"], sorted(layers), strict=True):
+    """Layers in any order are put in order."""
+    if all(isinstance(decision["layer"], int) for decision in data["decisions"]):
+        layers = sorted(decision["layer"] for decision in data["decisions"])
+        for decision, layer in zip(data["decisions"], layers, strict=True):
             decision["layer"] = layer
 
 
