@@ -4,12 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo port test test-oldest lint format rules proofs
+.PHONY: demo mutants port test test-oldest lint format rules proofs
 
 demo: $(STAMP)
-	$(BIN)/vlm-reroute conform --target optimized-torch
+	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
 	$(BIN)/vlm-reroute plan --preset reroute-fastv-192 --model llava-1.5-7b
 	@cat reroute-report/verdict.txt
+
+# the suite itself: the reference conforms, and what is wrong with it is found
+mutants: $(STAMP)
+	$(BIN)/vlm-reroute conform --target reference --jobs 2 --report reroute-report/reference
+	$(BIN)/vlm-reroute vectors regenerate --check
+	$(BIN)/vlm-reroute mutants --jobs 2
 
 # the example in C: no Python in it, and it conforms in every profile that it claims
 port: $(STAMP)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from .checks import Check, checks
+from .drawing import Search
 from .protocol import Target
-from .runner import CheckResult, Search, claimed_checks, run_check
+from .runner import CheckResult, claimed_checks, run_check
 from .targets import TargetName
 
 _Given = TypeVar("_Given")

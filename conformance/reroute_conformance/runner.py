@@ -12,29 +12,21 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, cast
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.stateful import run_state_machine_as_test
 from reroute_spec import RerouteError
 from reroute_spec.rules import rules
 
 from .answers import MalformedError, SkippedError, UnansweredError
 from .cases import Case
 from .checks import Check, checks
+from .drawing import Search, drive
 from .margins import Margins
 from .models import forget_target_models
 from .protocol import FAMILIES, PROFILES, Target, dtypes_of, families_of
 from .saved import read_case, save_case
-from .session_cases import machine
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
 
 CONFORMS, FAILS, INCOMPLETE = "CONFORMS", "FAILS", "INCOMPLETE"
-_LONGEST_SESSION = 8  # operations
-# Without it Hypothesis derives one from the source text of the function that it calls: an edit there would draw other cases.
-_SEED = int(
-    "686ad8f77f8f4943a0862052cc7304534a52064e260655529dbb1c1878a94b2f3713c48bfce6f82bded68df7783efecb", 16
-)
 EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a broken harness
 
 
@@ -181,19 +173,6 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@dataclass(frozen=True)
-class Search:
-    """Looking for cases at random instead of drawing the same ones every time.
-
-    Attributes:
-        until: when to stop, on the clock of ``time.monotonic``.
-        database: folder of cases that broke something before, shared with whoever searches too; None for none.
-    """
-
-    until: float
-    database: Path | None = None
-
-
 def run_check(
     check: Check,
     implementation: Target,
@@ -233,7 +212,7 @@ def run_check(
             raise _ViolationFoundError
 
     with suppress(_ViolationFoundError):
-        _drive(check, body, examples, search)
+        drive(check, body, examples, search)
     limited = result.decisions and not check.dtype  # the limit is on float32 (RR-NUM-002)
     if result.failure is None and limited and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
@@ -243,37 +222,6 @@ def run_check(
         result.examples -= result.skipped
     result.seconds = time.perf_counter() - started
     return result
-
-
-def _drive(check: Check, body: Callable[[Case], None], examples: int | None, search: Search | None) -> None:
-    if isinstance(check.cases, tuple):
-        for case in check.cases[:examples]:
-            body(case)
-        return
-    configured = settings(
-        max_examples=check.examples if examples is None else min(examples, check.examples),
-        derandomize=search is None,  # two runs of the same versions draw the same cases
-        database=None
-        if search is None or search.database is None
-        else DirectoryBasedExampleDatabase(search.database),
-        deadline=None,
-        print_blob=False,
-        report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink)
-        if search is None
-        else (Phase.reuse, Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        verbosity=Verbosity.quiet,
-        stateful_step_count=_LONGEST_SESSION,
-    )
-    if isinstance(check.cases, type):
-        run_state_machine_as_test(machine(check.cases, body), settings=configured)
-    else:
-        test = given(check.cases)(body)
-        test = configured(seed(_SEED)(test) if search is None else test)
-        # what a check finds is kept under its name; of a machine under its own
-        test._hypothesis_internal_database_key = f"vlm-reroute:{check.name}".encode()  # type: ignore[attr-defined]
-        test()
 
 
 def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
