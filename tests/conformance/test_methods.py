@@ -11,7 +11,8 @@ from reroute_conformance.mutants.mutant import Mutant, patched
 from reroute_conformance.nuwas import best_of_regions
 from reroute_conformance.presets import stated
 from reroute_conformance.protocol import DTYPES, dtypes_of
-from reroute_conformance.runner import INCOMPLETE, Report, run_check, run_suite, to_records
+from reroute_conformance.report import Circumstances, to_records
+from reroute_conformance.runner import INCOMPLETE, Report, run_check, run_suite
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_reference import CanonicalDecoder
 from reroute_reference.routing import score
@@ -56,7 +57,7 @@ def test_decisions_of_low_precision_are_reported_and_fail_nothing():
     assert result.differing > 0
     report = Report("noise", ("low-precision",), [result])
     assert report.failures == []
-    line = json.loads(json.dumps(to_records(report, {"torch": "x"})[1]))
+    line = json.loads(json.dumps(to_records(report, Circumstances({"torch": "x"}))[1]))
     assert line["differing"] == result.differing
     assert run_check(CHECKS["trace"], patched(fault)).failure is not None
 
