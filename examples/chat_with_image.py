@@ -79,7 +79,7 @@ def tell(routing: Routed, cache: DynamicCache) -> None:
     trace = routing.traces[0]
     held = [cache.get_seq_length(layer) for layer in range(len(trace.kv_rows))]
     print(
-        f"  {trace.num_rows} rows, of which {len(trace.visual_rows)} visual; blocks hold {held[0]} to {min(held)}"
+        f"  last image: {trace.num_rows} rows, {len(trace.visual_rows)} visual; blocks now hold {held[0]} to {min(held)}"
     )
     for decision in trace.decisions:
         kept, back = len(decision.selected), len(decision.reentered)

@@ -37,16 +37,16 @@ def test_the_reference_agrees_with_the_published_release(case):
     assert tokens[0, -6:].tolist() == greedy
 
 
-@pytest.mark.parametrize("case", LLAVA, ids=[case.data["id"] for case in LLAVA])
+@pytest.mark.parametrize("case", release.CASES, ids=release.IDS)
 def test_the_optimized_engine_agrees_with_the_published_release(case):
-    llava, inputs = release.model("llava"), release.inputs(case)
+    model, inputs = release.model(release.family(case)), release.inputs(case)
     selected, kv_rows, greedy, measured = release.measured(case)
-    with reroute_optimized.routed(llava, release.schedule(case), backend="torch") as routed, torch.no_grad():
-        logits = llava(**inputs).logits
+    with reroute_optimized.routed(model, release.schedule(case), backend="torch") as routed, torch.no_grad():
+        logits = model(**inputs).logits
         assert selections(routed.traces[0]) == selected
         assert list(routed.kv_lengths) == kv_rows
         assert (logits[0, -1] - measured[-1]).abs().max() < 1e-4
-        tokens = llava.generate(**inputs, max_new_tokens=6, do_sample=False)
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         assert tokens[0, -6:].tolist() == greedy
 
 
