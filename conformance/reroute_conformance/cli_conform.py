@@ -95,7 +95,8 @@ def conform(
         typer.echo("This is no verdict: vlm-reroute conform without --profile fuzz gives one.")
         raise typer.Exit(EXIT_CODES[CONFORMS])
     command = shlex.join(["vlm-reroute", *sys.argv[1:]])
-    run = Circumstances(_versions(), command, datetime.now(UTC).isoformat(timespec="seconds"))
+    seed = "random" if profile == Drawing.fuzz else "derandomized"
+    run = Circumstances(_versions(), command, datetime.now(UTC).isoformat(timespec="seconds"), seed)
     records = to_records(outcome, run)
     write_report(records, report)
     if as_json:

@@ -32,11 +32,13 @@ class Circumstances:
         versions: of what it ran with.
         command: that started it, to be typed again.
         date: when it ended, ISO 8601.
+        seed: ``derandomized``, where the same versions draw the same cases, or ``random`` for a search.
     """
 
     versions: Mapping[str, str]
     command: str = ""
     date: str = ""
+    seed: str = "derandomized"
 
 
 def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
@@ -49,7 +51,6 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
         "command": run.command,
         "spec_version": SPEC_VERSION,
         "suite_version": run.versions.get("vlm-reroute", ""),
-        # digests of what the verdict rests on; another one is a key NAME_digest, which the page shows as it is
         "rules_digest": sha256(files("reroute_spec").joinpath("rules.json").read_bytes()).hexdigest(),
         "suite_digest": suite_digest(),
         "vectors_digest": vector_digest(),
@@ -58,7 +59,7 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
         "families": list(report.families),
         "device": plain(report.device),
         "dtypes": list(dict.fromkeys(["float32", *low])),
-        "seed": "derandomized",  # the same versions draw the same cases
+        "seed": run.seed,
         "versions": dict(run.versions),
         "margin_edges": list(EDGES),
     }

@@ -31,6 +31,7 @@ from reroute_conformance.report_page import (
 )
 from reroute_conformance.runner import Report, run_check, run_suite, save_failures
 from reroute_conformance.targets import ReferenceTarget, reference
+from reroute_conformance.vectors.manifest import vector_digest
 from reroute_spec.rules import rules
 from reroute_spec.schemas import schema
 
@@ -95,6 +96,13 @@ def test_the_header_says_what_ran(fails):
     assert (header["suite_version"], header["suite_digest"]) == ("0.1.0", suite_digest())
     assert (header["dtypes"], header["seed"], header["device"]) == (["float32"], "derandomized", "")
     assert header["profiles"] == ["core", "batch"]
+    assert header["vectors_digest"] == vector_digest()
+
+
+def test_a_search_is_not_taken_for_a_reproducible_run(conforms):
+    searched = [{**conforms[0], "seed": "random"}, *conforms[1:]]
+    assert "the same versions draw the same cases" in page(conforms)
+    assert "random: a search" in page(searched)
 
 
 def test_the_verdict_line_names_profiles_and_families(conforms):
