@@ -130,4 +130,4 @@ def try_mutant(name: str) -> CheckResult:
     prepare()
     entry = next(entry for entry in MUTANTS if entry.name == name)
     check = next(check for check in checks() if check.name == entry.check)
-    return replace(run_check(check, mutant(name)), check=None)  # type: ignore[arg-type]
+    return replace(run_check(check, mutant(name), shrink=False), check=None)  # type: ignore[arg-type]

@@ -37,8 +37,15 @@ class Search:
     database: Path | None = None
 
 
-def drive(check: Check, body: Callable[[Case], None], examples: int | None, search: Search | None) -> None:
-    """Give ``body`` the cases of a check: its fixed ones, or drawn ones, which shrink where it raises."""
+def drive(
+    check: Check,
+    body: Callable[[Case], None],
+    examples: int | None,
+    search: Search | None = None,
+    *,
+    shrink: bool = True,
+) -> None:
+    """Give ``body`` the cases of a check: its fixed ones, or drawn ones, which ``shrink`` where it raises."""
     if isinstance(check.cases, tuple):
         for case in check.cases[:examples]:
             body(case)
@@ -52,7 +59,11 @@ def drive(check: Check, body: Callable[[Case], None], examples: int | None, sear
         deadline=None,
         print_blob=False,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink) if again else (Phase.reuse, Phase.generate, Phase.shrink),
+        phases=[
+            phase
+            for phase, wanted in ((Phase.reuse, not again), (Phase.generate, True), (Phase.shrink, shrink))
+            if wanted
+        ],
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
         stateful_step_count=_LONGEST_SESSION,

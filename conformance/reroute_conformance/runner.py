@@ -179,11 +179,14 @@ def run_check(
     examples: int | None = None,
     tick: Callable[[], None] = lambda: None,
     search: Search | None = None,
+    *,
+    shrink: bool = True,
 ) -> CheckResult:
     """Run one check until it is done or a violation is found and shrunk.
 
     Shrinking keeps to the rule that broke first: a smaller case counts only if it breaks the same rule. With a
-    ``search`` the cases are others every time, and none is judged once its time is up.
+    ``search`` the cases are others every time, and none is judged once its time is up. Without ``shrink`` the case of a
+    failure is the first one.
     """
     result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
@@ -212,7 +215,7 @@ def run_check(
             raise _ViolationFoundError
 
     with suppress(_ViolationFoundError):
-        drive(check, body, examples, search)
+        drive(check, body, examples, search, shrink=shrink)
     limited = result.decisions and not check.dtype  # the limit is on float32 (RR-NUM-002)
     if result.failure is None and limited and result.ambiguous > AMBIGUOUS_SHARE * result.decisions:
         detail = f"{result.ambiguous} of {result.decisions} decisions are ambiguous, at most {AMBIGUOUS_SHARE:.0%} may be"
