@@ -204,7 +204,7 @@ def test_a_failure_is_small_saved_and_replayable(name, tmp_path):
     assert (
         len(case.bits) <= 3
         if isinstance(case, SelectCase)
-        else sum(len(row.layout) for row in case.rows) <= 20
+        else sum(len(row.layout) for row in case.rows) <= 30
     )
 
 

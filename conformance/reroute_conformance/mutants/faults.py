@@ -77,6 +77,8 @@ def first_image_only(schedule: Schedule, num_layers: int, visual: Sequence[bool]
     """A plan that finds the first run of visual rows only."""
     start = next((row for row, flag in enumerate(visual) if flag), len(visual))
     end = next((row for row in range(start, len(visual)) if not visual[row]), len(visual))
+    if not any(visual[end:]):
+        return plan(schedule, num_layers, visual, images)
     return plan(
         replace(schedule, scope="request"), num_layers, [start <= row < end for row in range(len(visual))]
     )
