@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo port test lint format rules proofs
+.PHONY: demo port test test-oldest lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch
@@ -18,6 +18,12 @@ port: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2
+
+# the fast path on the oldest transformers that it runs with, in a second environment
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest -n 2 tests/optimized
+	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,hf --report $(OLDEST)/report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,3 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	sed '/^transformers==/d' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==5.17.*' -e '.[dev]'
+	touch $(OLDEST)/.installed

@@ -15,7 +15,7 @@ from .cases import DecoderCase, GivenCase, ModelCase, Row, SelectCase
 from .judge import judge, read_case
 from .protocol import Target
 from .selection import judge_selection
-from .tolerance import Measured, close, describe, given, same
+from .tolerance import Measured, close, describe, first_bits, given, same
 from .verdict import Verdict
 
 
@@ -85,7 +85,7 @@ def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
             verdict.require(
                 "RR-NUM-004",
                 f"request {b}, {name}, run twice",
-                "the bits differ",
+                partial(first_bits, after[name], before),
                 request=b,
                 same=same,
                 first=before,

@@ -17,6 +17,7 @@ from reroute_spec.rules import rules
 from .margins import EDGES
 from .process import plain
 from .runner import CONFORMS, FAILS, CheckResult, Failure, Report
+from .vectors.manifest import vector_digest
 
 Record: TypeAlias = dict[str, Any]
 FILES = ("report.jsonl", "junit.xml", "report.html", "verdict.txt")
@@ -51,6 +52,7 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
         # digests of what the verdict rests on; another one is a key NAME_digest, which the page shows as it is
         "rules_digest": sha256(files("reroute_spec").joinpath("rules.json").read_bytes()).hexdigest(),
         "suite_digest": suite_digest(),
+        "vectors_digest": vector_digest(),
         "target": plain(str(report.target)),
         "profiles": list(report.profiles),
         "families": list(report.families),

@@ -69,6 +69,7 @@ def _reversed_decisions(field: str) -> Any:
 _FAULTS = (
     _decision_fault("keep", 0.29, 0.5, 2.5),
     _decision_fault("keep", "2", "0.0", 0, -1, True, "1/0", "x", ""),
+    _decision_fault("keep", "2"),
     _decision_fault("keep", "0.5", 2, "1", 2.0),
     _decision_fault("keep", ".5", "1.", "5e-1", "1/2", "1e-05", "0" * 39 + "1.5e-1"),
     _decision_fault("keep", " 0.5 ", "0.2_5", "+0.5", "0.5\n", "1/1" + "0" * 41),
@@ -80,6 +81,7 @@ _FAULTS = (
     _reversed_decisions("keep"),
     _field_fault("action", "reroute", "delete", "prune", 1),
     _field_fault("pool", "all", "all", "survivors", "none"),
+    _field_fault("pool", "all"),
     _field_fault("scope", "image", "request", "span"),
     _field_fault("positions", "renumber"),
     _field_fault("positions", "preserve", ""),

