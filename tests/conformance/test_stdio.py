@@ -20,6 +20,7 @@ from reroute_conformance.low_cases import LowCase
 from reroute_conformance.messages import Reply, line_of, validator
 from reroute_conformance.report import Circumstances, to_records
 from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite
+from reroute_conformance.saved import save_case
 from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.stdio import CommandTarget, RefusalError
 from reroute_spec import RerouteError
@@ -98,9 +99,7 @@ def judged(tmp_path):
     """The verdict of a check on one case."""
 
     def judge(check, case, target):
-        path = tmp_path / "case.json"
-        path.write_text(json.dumps({"check": check, "case": case.to_dict()}))
-        return replay_case(path, target)
+        return replay_case(save_case(CHECKS[check], "RR-ERR-003", case, tmp_path), target)
 
     return judge
 
@@ -277,8 +276,7 @@ def test_a_skipped_case_shows_in_the_verdict(vlm_reroute, scripted, monkeypatch,
     assert code == 2
     assert "select: 400 cases skipped by the target: not today" in out
     assert "INCOMPLETE: not exercised: RR-SEL-001" in out
-    saved = tmp_path / "case.json"
-    saved.write_text(json.dumps({"check": "select", "case": SELECT.to_dict()}))
+    saved = save_case(CHECKS["select"], "RR-SEL-001", SELECT, tmp_path)
     code, out, _ = vlm_reroute("replay", str(saved), "--cmd", command)
     assert code == 2
     assert "skipped by the target: not today" in out
