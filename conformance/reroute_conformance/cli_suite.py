@@ -59,7 +59,9 @@ def mutants(
             table.add_row(
                 *(str(record[key]) for key in ("mutant", "rule", "check")), outcome, str(record["examples"])
             )
-        _console().print(table)
+        console = _console()
+        console.width = max(console.width, 120)  # names are not to be cut where there is no terminal
+        console.print(table)
         typer.secho(f"killed {killed} of {len(records)}", bold=True)
     raise typer.Exit(0 if killed == len(records) else 1)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
 from . import strategies
-from .cases import DecoderCase, Row, decoder_config
+from .cases import DecoderCase, LlavaCase, ModelCase, Row, decoder_config
 from .family_cases import DECIDING, NUM_LAYERS, QwenCase
+from .session_cases import SessionMachine
 
 _LAYOUTS = ("tIttt", "tItt", "ttVtt", "tIJtt", "tJtLtt", "ttt", "tI", "It", "tVtSt", "tWIt", "tSSt")
 """Images of several sizes, touching or apart, videos, and text alone."""
@@ -49,6 +51,31 @@ def qwen_prompts(family: str) -> tuple[QwenCase, ...]:
             )
             cases.append(case)
     return tuple(cases)
+
+
+class FamilySessions(SessionMachine):
+    """Sessions of a tiny model; a subclass names its family."""
+
+    family: ClassVar[str] = "llava"
+    image_layouts: ClassVar[st.SearchStrategy[str]] = st.sampled_from(["tIt", "Itt", "ttI", "t"])
+
+    def bases(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> ModelCase:
+        """A model of the family and a schedule that it runs."""
+        deciding = DECIDING.get(self.family, range(NUM_LAYERS))
+        given: dict[str, Any] = {
+            "schedule": draw(strategies.schedules(NUM_LAYERS, deciding=deciding)),
+            "attention": draw(st.sampled_from(["sdpa", "eager"])),
+        }
+        return LlavaCase(**given) if self.family == "llava" else QwenCase(**given, family=self.family)
+
+    def prompts(self) -> st.SearchStrategy[str]:
+        """Images, a video where the family has them, or text alone."""
+        return st.sampled_from(["tIttt", "ttItIt", "ttt", "tI" if self.family == "llava" else "tVtt"])
+
+
+def family_sessions(family: str) -> type[FamilySessions]:
+    """The machine of a family."""
+    return type(f"{family}Sessions", (FamilySessions,), {"family": family})
 
 
 @st.composite

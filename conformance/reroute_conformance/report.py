@@ -41,7 +41,7 @@ class Circumstances:
 
 def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
     """The report as JSON lines in the form of ``schemas/report.json``: a header, one line per check, a footer."""
-    low = any(result.check.profile == "low-precision" for result in report.results)
+    low = (result.check.dtype for result in report.results if result.check.dtype)
     header = {
         "record": "header",
         "format": "urn:vlm-reroute:report:1",
@@ -57,7 +57,7 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
         "profiles": list(report.profiles),
         "families": list(report.families),
         "device": plain(report.device),
-        "dtypes": ["float32", *(["float16", "bfloat16"] if low else [])],
+        "dtypes": list(dict.fromkeys(["float32", *low])),
         "seed": "derandomized",  # the same versions draw the same cases
         "versions": dict(run.versions),
         "margin_edges": list(EDGES),

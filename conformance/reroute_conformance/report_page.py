@@ -95,8 +95,9 @@ def page(records: Sequence[Record]) -> str:
 def _content(records: Sequence[Record]) -> dict[str, Any]:
     header, checks, footer = records[0], records[1:-1], records[-1]
     rows = matrix(records)
-    margins = [check["margins"] for check in checks]
-    judged = [check for check in checks if check["decisions"]]
+    judged = [check for check in checks if check["decisions"] and "differing" not in check]
+    low = [check for check in checks if "differing" in check]  # what is decided there is reported, not judged
+    margins = [check["margins"] for check in judged]
     return {
         "header": header,
         "checks": checks,
@@ -123,8 +124,9 @@ def _content(records: Sequence[Record]) -> dict[str, Any]:
         "limit": AMBIGUOUS_SHARE,
         "examples": sum(check["examples"] for check in checks),
         "seconds": sum(check["seconds"] for check in checks),
-        "decisions": sum(check["decisions"] for check in checks),
-        "ambiguous": sum(check["ambiguous"] for check in checks),
+        "decisions": sum(check["decisions"] for check in judged),
+        "ambiguous": sum(check["ambiguous"] for check in judged),
+        "low": (sum(check["differing"] for check in low), sum(check["decisions"] for check in low)),
         "nearest": max(judged, key=lambda check: check["ambiguous"] / check["decisions"], default=None),
     }
 

@@ -233,7 +233,7 @@ class RequestJudge:
         if (expected := self.computed("residuals", end)) is None:
             return
         residual = self.measured(self.answer.residuals[end], expected)
-        due = self.residual_rules(stage)
+        due = self.residual_rules(stage, right_rows=len(residual.actual) == len(residual.oracle))
         rule, reading = self.named(due[0], residual, lambda output: output.residuals[self.b][end])
         for each in (rule, *(other for other in due if other != rule)):
             names = about(each, residual)
@@ -244,10 +244,10 @@ class RequestJudge:
             ):
                 return
 
-    def residual_rules(self, stage: Stage) -> list[str]:
+    def residual_rules(self, stage: Stage, *, right_rows: bool) -> list[str]:
         """The rules that the residual stream after a stage is about, first the one that is to blame if nothing else is known.
 
-        Inner blocks with plain attention are right by their caches; of linear ones nothing else is to be seen.
+        Of removed rows the first question is whether they are gone; of the right rows, whether their block ran. Inner blocks with plain attention are right by their caches; of linear ones nothing else is to be seen.
         """
         kinds = self.decoder.kinds[stage.first : stage.last + 1]
         due = []
@@ -256,7 +256,7 @@ class RequestJudge:
         if gated(self.decoder) and PLAIN_ATTENTION in kinds:
             due.append("RR-BLOCK-013")
         if stage.index > 0 and self.deleting:
-            due.append("RR-BLOCK-007")
+            due += ["RR-BLOCK-003", "RR-BLOCK-007"] if right_rows else ["RR-BLOCK-007"]
         else:
             due += ["RR-EQV-001"] if stage.index > 0 and stage.last > stage.first else []
             due.append("RR-BLOCK-006" if stage.index == 0 and self.case.network_rules else "RR-BLOCK-003")

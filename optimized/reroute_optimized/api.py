@@ -13,7 +13,7 @@ from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import check_applicable, check_decoder, check_generation
+from .checks import check_applicable, check_decoder, check_generation, is_hooked
 from .decoder import Decoder
 from .generation import Generation
 from .nuwa import FirstStage
@@ -75,6 +75,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
             already routed. The model is untouched then.
     """
     _check_backend(backend)
+    model = base_of(model)
     family = family_of(model)
     decoder = Decoder(*text_decoder_of(model))
     if router_of(decoder.module) is not None:
@@ -93,7 +94,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     if loaded.action == "delete" or stage is not None:
         handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
-    decoder.module.__class__ = routed_class(text, router)
+    _become(decoder.module, routed_class(text, router))
     model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
     return Routed(router)
 
@@ -104,6 +105,7 @@ def remove(model: nn.Module) -> None:
     Raises:
         RerouteError: it is not routed, or a forward of it is running.
     """
+    model = base_of(model)
     module = text_decoder_of(model)[0]
     router = router_of(module)
     if router is None:
@@ -114,7 +116,8 @@ def remove(model: nn.Module) -> None:
         handles, (top, text) = getattr(type(model), "_reroute_undo")  # noqa: B009  # a dynamic class, unknown to mypy
         for handle in handles:
             handle.remove()
-        model.__class__, module.__class__ = top, text
+        _become(module, text)
+        model.__class__ = top
     finally:
         lock.release()
 
@@ -126,8 +129,22 @@ def routed(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = 
     try:
         yield result
     finally:
-        if router_of(text_decoder_of(model)[0]) is result._router:
+        if router_of(text_decoder_of(base_of(model))[0]) is result._router:
             remove(model)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT model, whose adapters stay where they are; any other model itself."""
+    base = getattr(model, "get_base_model", None)
+    inner: nn.Module = base() if callable(base) else model
+    return inner
+
+
+def _become(module: nn.Module, new: type[nn.Module]) -> None:
+    """Make ``module`` an instance of ``new``, under accelerate's hook where it has one."""
+    module.__class__ = new
+    if is_hooked(module):
+        module.__dict__["_old_forward"] = new.forward.__get__(module)
 
 
 def _check_backend(backend: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, check_attention
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
@@ -39,13 +40,18 @@ def check_applicable(decoder: Decoder, family: Family, schedule: Schedule) -> No
             f"'renumber' with {family.name}, whose positions have three coordinates",
             "use 'preserve'",
         )
-    if "forward" in decoder.module.__dict__:
+    if "forward" in decoder.module.__dict__ and not is_hooked(decoder.module):
         raise RerouteError(
             "model",
             "its text decoder's forward was replaced on the instance",
             "apply before anything wraps forward",
         )
     check_implementation(decoder.config._attn_implementation)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate wraps ``module``'s forward, as it does where a model lies on several devices."""
+    return "_hf_hook" in module.__dict__ and "_old_forward" in module.__dict__
 
 
 def check_mode(decoder: Decoder) -> None:
@@ -115,7 +121,7 @@ def check_prompt(model: nn.Module, family: Family, input_ids: Any, given: Mappin
 
 
 def check_attention_mask(mask: Any, batch: int, columns: int) -> None:
-    """Refuse an attention mask that is not [B, S] of 0 and 1.
+    """Refuse an attention mask that is not [B, S] of 0 and 1, or hides a whole request.
 
     Raises:
         RerouteError: naming ``attention_mask``.
@@ -125,10 +131,16 @@ def check_attention_mask(mask: Any, batch: int, columns: int) -> None:
     if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, columns):
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise RerouteError("attention_mask", f"is {shape}", f"give [{batch}, {columns}], 1 for real columns")
-    if bool(((mask != 0) & (mask != 1)).any()):
-        raise RerouteError(
-            "attention_mask", "holds other values than 0 and 1", "give 1 for real columns, 0 for padding"
-        )
+    strange, hidden = ((mask != 0) & (mask != 1)).any(dim=1), (mask == 0).all(dim=1)
+    for index, (other, none) in enumerate(torch.stack([strange, hidden], dim=1).tolist()):
+        if other:
+            raise RerouteError(
+                "attention_mask", "holds other values than 0 and 1", "give 1 for real columns, 0 for padding"
+            )
+        if none:
+            raise RerouteError(
+                f"attention_mask[{index}]", "has no real column", "give at least one token per request"
+            )
 
 
 def check_visual_mask(mask: Any, batch: int, columns: int) -> None:

@@ -89,7 +89,9 @@ class Turn:
         replayed = None if replay is None else replayed_tables(self._schedule, layout, replay, hidden.device)
         stages = list(layout.stages)
         if stages[0].decision is None and layout.real is None:  # dense and unpadded: nothing to gather
+            device = hidden.device
             hidden, rotary = self._run_stage(stages[0], None, hidden, rotary, None)
+            hidden = hidden.to(device)  # blocks may lie on several devices, the rows between stages do not
             stages = stages[1:]
         if not stages:
             return self._finish(hidden, None)
@@ -105,7 +107,9 @@ class Turn:
             active[:, -1] = False  # the sentinel column took whatever was padding
             rows = ActiveRows.of(active, stage.width, stage.pads)
             compact, own = stream.gather(rows)
+            device = compact.device
             compact, own = self._run_stage(stage, rows, compact, own, stream)
+            compact = compact.to(device)
             stream.scatter(rows, compact, own)
         return self._finish(*stream.result())
 
@@ -144,7 +148,9 @@ class Turn:
             else:
                 hidden = run_linear(decoder, layer, hidden, rotary, stage, real, self._cache, past)
             if features is not None:
-                hidden = features.add(layer, hidden, None if rows is None else rows.columns)
+                hidden = features.add(
+                    layer, hidden.to(features.flat.device), None if rows is None else rows.columns
+                )
                 if stream is not None:
                     stream.bypass(layer, features)
             if self.hidden_states is not None:
@@ -240,11 +246,12 @@ class Turn:
                 hidden = universe.hidden_states  # in the block's own terms: after the keys of its cache
                 own = self._counted_on(stage.first, hidden, universe.real)
                 universe = replace(universe, position_embeddings=own)
-            scores = row_scores(decoder.blocks[stage.first], decoder.names, rule, universe)
+            scores = row_scores(decoder.blocks[stage.first], decoder.names, rule, universe).to(columns.device)
             return scores.gather(1, stream.columns_in_universe(columns))
         assert self._before is not None  # a decision has a block before it
         (universe, rows), self._before = self._before, None
-        scores = row_scores(decoder.blocks[stage.first - 1], decoder.names, rule, universe)
+        block = decoder.blocks[stage.first - 1]
+        scores = row_scores(block, decoder.names, rule, universe).to(columns.device)
         if rows is None:
             return scores.gather(1, columns.clamp(max=scores.shape[1] - 1))
         return scores.gather(1, rows.places.gather(1, columns))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .cache import RoutedCache
-from .checks import check_prompt
+from .checks import check_attention_mask, check_prompt
 
 
 class Placeholders:
@@ -64,6 +64,8 @@ class Placeholders:
             check_companions(self._family, given)
         if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[-1] == 1):
             check_prompt(self._model, self._family, input_ids, given)
+            if not isinstance(cache, RoutedCache) or cache.routing is None:
+                check_attention_mask(given.get("attention_mask"), *input_ids.shape)
         self._carried = {name: getattr(module, name) for name in self._family.carried}
         for name in self._carried:  # one request's state is no other's
             setattr(module, name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,25 @@ class Universe:
     queries: Tensor
     asked: Tensor | None
     cached: tuple[Tensor, Tensor | None] | None = None
+
+    def beside(self, hidden_states: Tensor) -> Universe:
+        """The same rows as ``hidden_states``, all on its device: blocks of one model may lie on several."""
+        device = hidden_states.device
+        if all(x is None or x.device == device for x in (self.real, self.queries, *self.position_embeddings)):
+            return replace(self, hidden_states=hidden_states)
+        cos, sin = self.position_embeddings
+        return Universe(
+            hidden_states,
+            (cos.to(device), sin.to(device)),
+            _moved(self.real, device),
+            self.queries.to(device),
+            _moved(self.asked, device),
+            None if self.cached is None else (self.cached[0], _moved(self.cached[1], device)),
+        )
+
+
+def _moved(table: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if table is None else table.to(device)
 
 
 def rows_of(table: Tensor, columns: Tensor) -> Tensor:
@@ -81,7 +100,8 @@ def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Univer
         [B, W] of the turn's own rows; padding scores 0.
     """
     attention = part(block, names.attention)
-    hidden: Tensor = part(block, names.input_norm)(universe.hidden_states)
+    universe = universe.beside(part(block, names.input_norm)(universe.hidden_states))
+    hidden = universe.hidden_states
     cos, sin = universe.position_embeddings
     asking = (rows_of(cos, universe.queries), rows_of(sin, universe.queries))
     keys = _project(attention, names.key, names.key_norm, hidden, (cos, sin))  # [B, W, Hkv, D]

@@ -115,7 +115,8 @@ class Bypass:
 
     def snapshot(self, rows: ActiveRows, hidden_states: Tensor) -> Tensor:
         """[B, S, d]."""
-        copied = self._rows.index_copy(0, self._flat(rows), hidden_states.flatten(0, 1))
+        active = hidden_states.flatten(0, 1).to(self._rows.device)
+        copied = self._rows.index_copy(0, self._flat(rows), active)
         return copied[:-1].view(self._shape)
 
     def result(self) -> tuple[Tensor, Tensor | None]:

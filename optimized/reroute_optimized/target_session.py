@@ -62,7 +62,7 @@ class Session:
         before = self._router.last
         self._router.probe = probe
         try:
-            out = self._network(**inputs, past_key_values=cache, use_cache=True)
+            out = self._network(**{"past_key_values": cache, **inputs, "use_cache": True})
         finally:
             self._router.probe = None
         self._cache = out.past_key_values

@@ -62,8 +62,10 @@ def conforms():
 
 @pytest.fixture(scope="module")
 def fails(tmp_path_factory):
-    report = report_of(mutant("row-0-decides-for-the-batch"), ("core", "batch"), "select", "trace-batch")
-    save_failures(report, "mutant:row-0-decides-for-the-batch", tmp_path_factory.mktemp("cases"))
+    report = report_of(
+        mutant("row-0s-decision-for-the-whole-batch"), ("core", "batch"), "select", "trace-batch"
+    )
+    save_failures(report, "mutant:row-0s-decision-for-the-whole-batch", tmp_path_factory.mktemp("cases"))
     return to_records(report, RUN)
 
 
@@ -129,6 +131,16 @@ def test_every_decision_has_its_margin_counted(records):
 
 def test_ties_are_counted_as_such(conforms):
     assert next(check for check in conforms if check.get("name") == "trace-ties")["margins"]["tie"] > 0
+
+
+def test_decisions_in_low_precision_are_reported_apart():
+    name = next(check.name for check in checks() if check.dtype and check.kind == "trace")
+    records = to_records(report_of(reference(), ("core", "low-precision"), "trace-ties", name), RUN)
+    full, low = records[1:-1]
+    assert records[0]["dtypes"] == ["float32", CHECKS[name].dtype]
+    text = page(records)
+    assert f"of {full['decisions']} decisions were ambiguous" in text
+    assert f"In low precision {low['differing']} of {low['decisions']} differed" in text
 
 
 def test_junit_has_a_test_per_rule_of_a_check(fails):

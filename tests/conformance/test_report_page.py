@@ -35,7 +35,7 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     """A page per verdict; the one that fails has a long name, and as many profiles as there are."""
     folder = tmp_path_factory.mktemp("pages")
-    name = "mutant:row-0-decides-for-the-batch"
+    name = "mutant:row-0s-decision-for-the-whole-batch"
     wrong = [run_check(CHECKS["select"], reference()), run_check(CHECKS["trace-batch"], mutant(name[7:]))]
     fails = Report(
         f"{name}-{'x' * 200}", tuple(PROFILES), wrong, ("llava",), "<script>document.title = 1</script>"

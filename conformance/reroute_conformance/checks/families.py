@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..family_strategies import qwen_cases, qwen_prompts, text_first_cases
+from ..family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
 from ..judges import judge_before_images, judge_generation, judge_requests, judge_select
 from ..protocol import FAMILIES
 from ..real_scores import attention_cases
 from ..refusal_cases import FAULTS, refusals
 from ..refused_inputs import judge_refused
+from ..sessions import judge_session
 from .check import Check, ids
 
 _FAMILY = ids("RR-POOL-002 RR-BUD-003 RR-KV-006 RR-SCORE-001 RR-NUM-001 RR-EQV-004 RR-EQV-005")
@@ -42,5 +43,21 @@ def family_checks() -> tuple[Check, ...]:
         of = {"family": family}
         checks.append(
             Check(f"{family}-refusals", "config", "hf", rules, wrong, len(wrong), judge_refused, **of)
+        )
+        turns = ids(
+            "RR-KV-002 RR-KV-003 RR-KV-004 RR-KV-005 RR-KV-006 RR-KV-007 RR-KV-008 RR-KV-009 RR-KV-010"
+        )
+        checks.append(
+            Check(
+                f"{family}-session",
+                "session",
+                "hf",
+                turns,
+                family_sessions(family),
+                8,
+                judge_session,
+                also=frozenset({"session"}),
+                family=family,
+            )
         )
     return tuple(checks)

@@ -43,9 +43,11 @@ def each_decision(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[st
 
 
 def layers_sorted(data: dict[str, Any]) -> None:
-    """Decisions in any order are put in order."""
+    """Layers in any order are put in order."""
     if all(isinstance(decision["layer"], int) for decision in data["decisions"]):
-        data["decisions"].sort(key=lambda decision: decision["layer"])
+        layers = sorted(decision["layer"] for decision in data["decisions"])
+        for decision, layer in zip(data["decisions"], layers, strict=True):
+            decision["layer"] = layer
 
 
 def layer_from_the_end(decision: dict[str, Any]) -> None:

@@ -1,0 +1,94 @@
+"""A whole prefill without data: every shape and index follows from the masks, so nothing in it can wait for a device."""
+
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_optimized import engine
+from reroute_optimized.cache import make_cache
+from reroute_optimized.decoder import Decoder
+from reroute_optimized.deepstack import DeepStack
+from reroute_optimized.engine import Rows, Turn
+from reroute_optimized.layout import build_layout
+from reroute_reference.families import text_decoder_of
+from reroute_spec import Decision, Schedule, ScoreRule
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+from . import tiny
+
+TWO = (Decision(3, "0.5"), Decision(7, "0.25"))
+SCHEDULES = {
+    "reroute": Schedule("reroute", TWO),
+    "delete": Schedule("delete", TWO),
+    "per image": Schedule("reroute", TWO, pool="survivors", scope="image"),
+    "last 3": Schedule("delete", TWO, score=ScoreRule(query="last_n", n=3, heads="max")),
+    "previous": Schedule("delete", (Decision(4, "0.5"),), score=ScoreRule(source="previous")),
+    "renumber": Schedule("delete", TWO, positions="renumber"),
+}
+LAYOUTS = ["ttvvvvvvvvtt", "tttttttvvvvt", "tttttttttttt"]
+
+
+@cache
+def decoder_of(family):
+    if family == "llama":
+        model = tiny.text_model()
+        model.model.layers.extend(tiny.text_model().model.layers[:2])
+        for layer, block in enumerate(model.model.layers):
+            block.self_attn.layer_idx = layer
+        model.config.num_hidden_layers = 8
+    else:
+        model = tiny_qwen(family)
+    return Decoder(*text_decoder_of(model))
+
+
+def prefill(family, schedule):
+    """Layout, embeddings and prefill, all within the mode."""
+    decoder = decoder_of(family)
+    visual = [[letter == "v" for letter in layout] for layout in LAYOUTS]
+    real = [[True] * 12, [False] * 2 + [True] * 10, [True] * 12]
+    images = [[4, 4], [4], []]
+    hidden = torch.randn(3, 12, 64)
+    layout = build_layout(schedule, 8, real, visual, images, hidden.device)
+    features = None
+    if decoder.names.deepstack is not None:
+        features = DeepStack.of([torch.randn(12, 64), torch.randn(12, 64)], visual, hidden)
+    rotary = decoder.position_embeddings(hidden, torch.arange(12)[None])
+    rows = Rows(layout, hidden, rotary, features)
+    turn = Turn(decoder, schedule, rows, make_cache(decoder), keep_hidden_states=True)
+    return turn.run()
+
+
+REFUSED = {
+    ("qwen2_5_vl", "renumber"),
+    ("qwen3_vl", "renumber"),
+    ("qwen3_5", "renumber"),
+    ("qwen3_5", "previous"),
+}
+FAMILIES = ("llama", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+@pytest.mark.parametrize(("family", "name"), sorted(set(product(FAMILIES, SCHEDULES)) - REFUSED))
+def test_a_prefill_runs_without_data(family, name, monkeypatch):
+    monkeypatch.setattr(engine, "reads_at_once", lambda device: False)  # as on a device that does not wait
+    decoder_of(family)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        final = prefill(family, SCHEDULES[name])
+    assert final.shape[0] == 3
+    assert final.shape[2] == 64
+
+
+def test_what_reads_data_is_found_out(monkeypatch):
+    monkeypatch.setattr(engine, "reads_at_once", lambda device: False)
+    block = decoder_of("llama").blocks[2]
+    handle = block.register_forward_hook(lambda module, args, output: output[output > 0])
+    try:
+        with (
+            torch.no_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            pytest.raises(DynamicOutputShapeException),
+        ):
+            prefill("llama", SCHEDULES["reroute"])
+    finally:
+        handle.remove()
