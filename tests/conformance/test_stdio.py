@@ -521,7 +521,7 @@ def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, por
     [
         ("if (active[row])\n", "if (row >= 0 || active[row])\n", "trace", "RR-KV-001"),
         ("position = held->next[held->since];", "position = held->cache[d->num_layers - 1].rows;", "trace-cache", "RR-KV-004"),
-        ("if (rows > batch->held[i].since)", "if (rows > batch->held[i].since + 1)", "session", "RR-KV-009"),
+        ("            return false;\n    for", "            rows = batch->held[i].since;\n    for", "session", "RR-KV-009"),
         ("int before = r->cache[layer].rows;", "int before = 0;", "session", "RR-KV-007"),
         ("batch->held[i / times];", "batch->held[i % batch->count];", "session", "RR-KV-010"),
         ("held->since - rows, held->next}", "held->since, held->next}", "session", "RR-KV-004"),
