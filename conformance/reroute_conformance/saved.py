@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from reroute_spec import SPEC_VERSION, RerouteError
+from reroute_spec.canonical import CanonicalConfig
 
 from .cases import Case, ConfigCase, DecoderCase, GivenCase, RoutedCase, SelectCase, load_case
 from .checks import Check, checks
-from .messages import requests_of
+from .messages import operations_of, requests_of
 from .mrope_cases import MropeCase
+from .session_cases import SessionCase
 from .vectors.case import VectorCase, forget_vectors
 from .vectors.decoders import config_data
 from .vectors.files import CASE_FILE, TENSOR_FILE, Vector, read_vector, tensor_bytes, write_vector
@@ -101,6 +103,8 @@ def _as_vector(check: Check, rule: str, case: Case) -> Vector:
         GivenCase: _routed,
         MropeCase: _routed,
     }
+    if isinstance(case, SessionCase) and isinstance(model := case.model(), tuple):
+        return _session(case, model, about)
     if type(case) not in say:
         return Vector(about)
     kind, inputs, tensors = say[type(case)](case)
@@ -123,6 +127,20 @@ def _copy(vector: Vector, about: dict[str, Any]) -> Vector:
     note = {"note": vector.data["note"]} if "note" in vector.data else {}
     kept = {"kind": vector.data["kind"], "oracle": vector.data["oracle"], **note}
     return Vector({**about, **kept, "inputs": inputs, "expected": vector.data["expected"]}, tensors)
+
+
+def _session(
+    case: SessionCase, model: tuple[CanonicalConfig, dict[str, torch.Tensor]], about: dict[str, Any]
+) -> Vector:
+    """What a session gives to a target; what it should show is the reference's to say, operation by operation."""
+    told, tensors = operations_of([case.step(index) for index in range(len(case.operations))])
+    inputs = {
+        "schedule": case.schedule().to_dict(),
+        "decoder": {"config": config_data(model[0]), "weights": "weights."},
+        "operations": told,
+    }
+    tensors |= {f"weights.{name}": weight for name, weight in model[1].items()}
+    return Vector({**about, "inputs": inputs}, tensors)
 
 
 def _select(case: SelectCase) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:

@@ -8,7 +8,8 @@ import torch
 from reroute_conformance.answers import MalformedError
 from reroute_conformance.cases import DecoderCase, Row, decoder_config, load_case
 from reroute_conformance.checks import checks
-from reroute_conformance.runner import run_check
+from reroute_conformance.mutants import mutant
+from reroute_conformance.runner import Report, replay_case, run_check, save_failures
 from reroute_conformance.session_cases import SessionCase
 from reroute_conformance.sessions import judge_session
 from reroute_conformance.targets import ReferenceTarget
@@ -148,3 +149,16 @@ def test_the_machine_draws_every_operation_and_long_sessions():
     assert drawn.keys() == {"prefill", "turn", "decode", "crop", "reorder", "select", "repeat"}
     assert min(drawn.values()) >= 10
     assert sum(length >= 5 for length in lengths) >= 20
+
+
+def test_a_session_that_fails_is_saved_with_its_operations_and_replays(tmp_path):
+    name, check = "crop-past-the-routed-turn", next(check for check in checks() if check.name == "session")
+    report = Report(name, ("session",), [run_check(check, mutant(name))])
+    save_failures(report, f"mutant:{name}", tmp_path)
+    folder = report.failures[0].path
+    data = json.loads((folder / "case.json").read_text())
+    assert data["kind"] == "session"
+    assert "crop" in [operation["op"] for operation in data["inputs"]["operations"]]
+    assert (folder / "tensors.safetensors").is_file()
+    assert {violation.rule for violation in replay_case(folder, mutant(name)).violations} == {"RR-KV-009"}
+    assert replay_case(folder, ReferenceTarget()).violations == []
