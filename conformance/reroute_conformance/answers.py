@@ -118,11 +118,14 @@ def _read_answer(b: int, answer: Any, request: Plan, decoded: bool) -> Answer:
 def _tensor(value: Any, ndim: int, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise MalformedError(f"{what} is a {type(value).__name__}, expected a tensor of {ndim} axes")
-    if value.ndim != ndim or value.dtype not in _FLOATS or value.layout != torch.strided or value.is_meta:
-        raise MalformedError(
-            f"{what} is {value.dtype} {list(value.shape)}, expected a real tensor of {ndim} axes"
-        )
-    return value.detach().cpu()
+    try:
+        fits = value.ndim == ndim and value.dtype in _FLOATS and value.layout == torch.strided
+        if fits and not value.is_meta:
+            return value.detach().cpu()
+        found = f"{value.dtype} {list(value.shape)}"
+    except Exception as error:  # a subclass may do anything
+        raise MalformedError(f"{what} is a {type(value).__name__} that cannot be read ({error})") from None
+    raise MalformedError(f"{what} is {found}, expected a real tensor of {ndim} axes")
 
 
 def _trace(b: int, trace: Any, request: Plan) -> RoutingTrace:

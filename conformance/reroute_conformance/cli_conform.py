@@ -90,7 +90,7 @@ def conform(
     if profile == Drawing.fuzz and not outcome.failures:
         cases = sum(result.examples for result in outcome.results)
         typer.echo(
-            f"searched {minutes:g} minutes: {cases} cases of {len(outcome.results)} checks, nothing broken"
+            f"searched {minutes:g} minutes: {cases} cases, checks looked at: {len(outcome.results)}, nothing broken"
         )
         typer.echo("This is no verdict: vlm-reroute conform without --profile fuzz gives one.")
         raise typer.Exit(EXIT_CODES[CONFORMS])

@@ -87,6 +87,8 @@ def smoke(
 
     prepare()
     asked = TargetName(None if cmd else target, cmd, timeout)
+    with asked.made():
+        pass  # what is no target is refused before anything runs
     for named in dict.fromkeys([TargetName("reference"), asked]):
         with named.made() as implementation:
             # of the reference what tells whether the suite works; of models one is enough

@@ -18,6 +18,8 @@ from .runner import CheckResult, claimed_checks, run_check
 from .targets import TargetName
 
 _Given = TypeVar("_Given")
+_ROUND = 25
+"""Cases of a check before a search goes on to the next: also a short one looks at all of them."""
 
 
 def run_checks(
@@ -131,7 +133,7 @@ def _searched(implementation: Target, profiles: tuple[str, ...], search: Search)
     ]
     while pending and time.monotonic() < search.until:
         for check in list(pending):
-            result = run_check(check, implementation, search=search)
+            result = run_check(check, implementation, _ROUND, search=search)
             if result.failure is not None:
                 pending.remove(check)
             if result.examples:

@@ -167,10 +167,20 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*args, **kwargs)
         except (MalformedError, SkippedError):
             raise  # told apart already
-        except (Exception, SystemExit) as error:  # a target that exits must not end the suite as a success
-            raise _TargetRaisedError(f"{type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise  # whoever runs the suite wants it to end
+        except BaseException as error:  # a target that exits must not end the suite as a success
+            raise _TargetRaisedError(_said(error)) from error
 
     return call
+
+
+def _said(error: BaseException) -> str:
+    """An exception in words, even where it cannot say itself."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def run_check(
@@ -191,7 +201,8 @@ def run_check(
     result, started, target = CheckResult(check), time.perf_counter(), _Guarded(implementation)
     forget_target_models()
     failing: dict[str, Failure] = {}  # by the case's digest
-    shrinks_left = 4 * check.examples  # counted, not timed: the smallest case is the same on every machine
+    # counted, not timed: the smallest case is the same on every machine; a search has little time for it
+    shrinks_left = 4 * check.examples if search is None else check.examples
 
     def body(case: Case) -> None:
         nonlocal shrinks_left

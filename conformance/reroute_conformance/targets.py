@@ -183,12 +183,15 @@ def load_target(name: str) -> Target:
         raise RerouteError(
             "--target", f"{name!r} has no {', '.join(missing)}", "see reroute_conformance.protocol.Target"
         )
-    if not isinstance(target.profiles, (set, frozenset, list, tuple)):
-        raise RerouteError(
-            f"{name}.profiles", f"is a {type(target.profiles).__name__}", "give a frozenset of names"
-        )
+    if not isinstance(target.name, str) or not target.name.isprintable() or not target.name:
+        raise RerouteError(f"{name}.name", f"is {target.name!r}", "give a printable string")
     for claim, known in (("profiles", PROFILES), ("families", FAMILIES), ("dtypes", ("float32", *DTYPES))):
-        strange = set(getattr(target, claim, ())) - set(known)
+        claimed: Any = getattr(target, claim, frozenset())
+        if not isinstance(claimed, (set, frozenset, list, tuple)):
+            raise RerouteError(
+                f"{name}.{claim}", f"is a {type(claimed).__name__}", "give a frozenset of names"
+            )
+        strange = [entry for entry in claimed if entry not in list(known)]
         if strange:
             raise RerouteError(
                 f"{name}.{claim}", f"{sorted(map(str, strange))} are unknown", f"known: {', '.join(known)}"

@@ -120,6 +120,9 @@ def test_every_check_names_rules_that_exist():
     [
         ("raises", "trace", "RR-ERR-003", "the target raised ZeroDivisionError: kernel launch"),
         ("exits", "trace", "RR-ERR-003", "the target raised SystemExit"),
+        ("raises_what_cannot_be_said", "trace", "RR-ERR-003", "the target raised _UnsayableError"),
+        ("leaves_by_the_back_door", "trace", "RR-ERR-003", "the target raised GeneratorExit"),
+        ("logits_are_a_trap", "trace", "RR-ERR-003", "logits is a _Trap that cannot be read (a trap)"),
         ("returns_none", "trace", "RR-ERR-003", "run returned NoneType"),
         ("one_request_missing", "trace-batch", "RR-ERR-003", "expected a list of"),
         ("no_keys", "trace", "RR-ERR-003", "keys is not a list of"),

@@ -272,3 +272,63 @@ def lists_in_the_trace():
     return _changing_rows(
         lambda row: {**row, "trace": replace(row["trace"], visual_rows=list(row["trace"].visual_rows))}
     )
+
+
+def families_are_a_number():
+    target = _Renamed()
+    target.families = 3
+    return target
+
+
+def families_are_a_string():
+    target = _Renamed()
+    target.families = "llava"
+    return target
+
+
+def profiles_hold_a_list():
+    target = _Renamed()
+    target.profiles = [["core"]]
+    return target
+
+
+def name_is_a_number():
+    target = _Renamed()
+    target.name = 7
+    return target
+
+
+class _UnsayableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def raises_what_cannot_be_said():
+    class Raises(_Renamed):
+        def run(self, *args, **kwargs):
+            raise _UnsayableError
+
+    return Raises()
+
+
+def leaves_by_the_back_door():
+    class Raises(_Renamed):
+        def run(self, *args, **kwargs):
+            raise GeneratorExit
+
+    return Raises()
+
+
+class _Trap(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *args, **kwargs):
+        raise RuntimeError("a trap")
+
+
+def logits_are_a_trap():
+    class Traps(_Renamed):
+        def run(self, *args, **kwargs):
+            rows = super().run(*args, **kwargs)
+            return [{**row, "logits": torch.Tensor._make_subclass(_Trap, row["logits"])} for row in rows]
+
+    return Traps()
