@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -14,7 +14,7 @@ from reroute_spec import Schedule
 from torch import Tensor
 
 from ..protocol import Model
-from ..reference_session import ReferenceSession
+from ..reference_session import ReferenceSession, loaded
 from ..targets import ReferenceTarget
 from .faults import routed_in_a_fresh_cache
 from .mutant import Mutant, answering
@@ -40,9 +40,8 @@ def _of(session: type[ReferenceSession]) -> type[ReferenceTarget]:
     """A target of another kind of session."""
 
     class Changed(ReferenceTarget):
-        def session(self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]) -> Any:
-            with mock.patch("reroute_conformance.targets.ReferenceSession", session):
-                return super().session(model, schedule, operations)
+        def opened(self, model: Model, schedule: Schedule) -> ReferenceSession:
+            return session(loaded(model), schedule)
 
     return Changed
 
