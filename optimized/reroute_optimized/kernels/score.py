@@ -149,8 +149,9 @@ def _reduce(
                 base = tl.where(top == float("-inf"), 0.0, top)
                 at = (i * HEADS + heads).to(tl.int64)[:, None] * total_rows + row[None, :]
                 x = tl.load(logits + at, mask=real[:, None] & here[None, :], other=float("-inf"))
-                share = tl.exp(x - base[:, None]) / norm[:, None]
-                total += tl.where(real[:, None], share, 0.0)
+                total += (
+                    tl.exp(x - base[:, None]) / tl.where(real, norm, 1.0)[:, None]
+                )  # lanes without a head: 0 / 1
         total = total / asked
         if MAXIMUM:
             # a maximum passes over NaN, a sum does not

@@ -1,4 +1,4 @@
-"""Watches a kernel in the interpreter, which checks no bounds and runs programs one after another.
+"""Watches a kernel in the interpreter, which checks no bounds and runs programs one after another; or on a GPU, where there is one.
 
 Inputs and whatever a launcher allocates lie between bands of known values; memory that is not yet written is poison. Programs
 run in both orders: what depends on it is a race on a GPU.
@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import interpreter_builder
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE == "cuda" else ())
+"""The interpreter gets bfloat16 wrong."""
 
 BAND = 1024
 """Elements on either side."""
@@ -34,7 +38,7 @@ class Guarded:
 
     def __init__(self, shape: Any, dtype: torch.dtype) -> None:
         count = torch.Size(shape).numel()
-        self.whole = torch.full((count + 2 * BAND,), poison(dtype), dtype=dtype)
+        self.whole = torch.full((count + 2 * BAND,), poison(dtype), dtype=dtype, device=DEVICE)
         self.tensor = self.whole[BAND : BAND + count].view(shape)
 
     def check(self) -> None:
@@ -79,7 +83,7 @@ def watched(launcher: Callable[..., Any], arguments: dict[str, Any], writes: tup
     Asserts that nothing else is written, inside or outside, and that reversed programs give the same bits.
     """
     forwards = _run(launcher, arguments, writes)
-    with reversed_programs():
+    with reversed_programs():  # a GPU chooses its own order, and may choose another the second time
         backwards = _run(launcher, arguments, writes)
     for one, other in zip(forwards, backwards, strict=True):
         assert same_bits(one, other), "the order of programs matters"
@@ -102,9 +106,16 @@ def _run(
     for guarded in (*inputs.values(), *guards.guarded):
         guarded.check()
     for name, x in inputs.items():
-        assert name in writes or same_bits(x.tensor, arguments[name]), f"wrote to {name}"
+        assert name in writes or same_bits(x.tensor.cpu(), arguments[name]), f"wrote to {name}"
     flat = result if isinstance(result, tuple) else () if result is None else (result,)
-    return (*flat, *(inputs[name].tensor for name in writes if name in inputs))
+    return tuple(x.cpu() for x in (*flat, *(inputs[name].tensor for name in writes if name in inputs)))
+
+
+def plainly(launcher: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What ``launcher`` returns, unwatched, on the CPU."""
+    moved = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+    result = launcher(**moved)
+    return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
 
 
 def _guarded(value: torch.Tensor) -> Guarded:

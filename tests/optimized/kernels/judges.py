@@ -15,7 +15,7 @@ from reroute_spec import ScoreRule, select
 from torch import Tensor
 from torch.nn import functional as F
 
-from .guard import same_bits, watched
+from .guard import plainly, same_bits, watched
 
 Launcher = Callable[..., Any]
 
@@ -130,7 +130,7 @@ def score(launcher: Launcher, case: ScoreCase) -> None:
                 "cu_queries": offsets([asks]),
                 "max_rows": rows,
             }
-            by_itself = launcher(**dict.fromkeys(arguments) | alone)
+            by_itself = plainly(launcher, dict.fromkeys(arguments) | alone)
             assert same_bits(by_itself, scores[here]), "a request's scores depend on its neighbours"
         start, first = start + rows, first + asks
 
@@ -372,7 +372,7 @@ def decode_paged(launcher: Launcher, case: DecodeCase) -> None:
             "block_table": block_table[mine],
             "lengths": arguments["lengths"][mine],
         }
-        by_itself = launcher(**arguments | alone | {"max_length": len(keys)})
+        by_itself = plainly(launcher, arguments | alone | {"max_length": len(keys)})
         assert same_bits(by_itself[0], out[request]), "a request's attention depends on its neighbours"
 
 

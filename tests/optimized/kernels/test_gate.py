@@ -1,5 +1,9 @@
 """What the compile gate lets pass; ``make kernels`` runs it on the real compiler, which an interpreter's process cannot."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import triton
 from reroute_optimized.kernels import gate
 
@@ -56,3 +60,10 @@ def test_every_kernel_is_gated():
         "_select", "_compact", "_gather_rmsnorm", "_add_rmsnorm", "_swiglu", "_write_back", "_logits", "_reduce",
         "_rope_kv_write", "_split", "_merge",
     }  # fmt: skip
+
+
+def test_the_gpu_script_rehearses_every_kernel():
+    """The script that checks and times on a GPU, on small shapes and without times."""
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu" / "kernels.py"
+    done = subprocess.run([sys.executable, script, "--rehearse"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("agrees") == 8

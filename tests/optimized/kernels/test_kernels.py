@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from reroute_optimized.kernels import decode, rope_kv, rows, score, select, table
 
 from . import judges
+from .guard import DTYPES, plainly
 
-DTYPES = (torch.float32, torch.float16)
 INF = math.inf
 
 # deterministic, and few: a program of the interpreter takes about a millisecond
@@ -53,15 +53,27 @@ def test_score_over_several_steps_of_the_reduction(dtype):
     judges.score(score.score_last_row, judges.ScoreCase((rows, 4), 1, 2, dtype=dtype))
 
 
+def turned_scores(query, key, cu_seqlens, cu_queries, scale, max_rows, heads):
+    arguments = {
+        "query": query,
+        "key": key,
+        "cu_seqlens": cu_seqlens,
+        "cu_queries": cu_queries,
+        "scale": scale,
+    }
+    absent = dict.fromkeys(("cos", "sin", "axes", "rotated"))
+    return plainly(
+        score.score_last_row, arguments | absent | {"max_rows": max_rows, "max_queries": 1, "heads": heads}
+    )
+
+
 def test_scores_of_logits_that_leave_all_weight_on_one_row():
     """Differences of hundreds underflow to zero, and nothing overflows."""
     key = torch.zeros(50, 1, 16)
     key[7] = 300.0
     cu = torch.tensor([0, 50], dtype=torch.int32)
     ask = torch.tensor([0, 1], dtype=torch.int32)
-    scores = score.score_last_row(
-        torch.ones(1, 1, 16), key, None, None, None, cu, ask, None, 1.0, 50, 1, "mean"
-    )
+    scores = turned_scores(torch.ones(1, 1, 16), key, cu, ask, 1.0, 50, "mean")
     assert scores.tolist() == [float(i == 7) for i in range(50)]
 
 
@@ -71,7 +83,7 @@ def test_a_nan_reaches_the_scores_of_its_own_request_only(reduction):
     key[5, 1] = math.nan
     query = torch.ones(2, 4, 16)
     cu, ask = torch.tensor([0, 20, 40], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32)
-    scores = score.score_last_row(query, key, None, None, None, cu, ask, None, 0.25, 20, 1, reduction)
+    scores = turned_scores(query, key, cu, ask, 0.25, 20, reduction)
     assert scores[:20].isnan().all()
     assert scores[20:].isfinite().all()
 
@@ -113,10 +125,13 @@ def test_select_compact_of_long_requests(count):
 def test_a_nan_is_flagged_for_its_segment_and_the_others_are_right():
     scores = torch.tensor([3.0, 1.0, 2.0, math.nan, 1.0, 2.0, 5.0, -math.nan])
     cu = torch.tensor([0, 3, 6, 8], dtype=torch.int32)
-    selected, deferred, active, _, has_nan = select.select_compact(
-        scores, torch.arange(8, dtype=torch.int32), cu, torch.tensor([0, 1, 2, 3], dtype=torch.int32),
-        torch.zeros(8, dtype=torch.bool), cu, torch.tensor([0, 1, 2, 3], dtype=torch.int32), 3, 3, 3, 3,
-    )  # fmt: skip
+    kept = torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    arguments = {
+        "scores": scores, "candidates": torch.arange(8, dtype=torch.int32), "cu_candidates": cu, "cu_selected": kept,
+        "always": torch.zeros(8, dtype=torch.bool), "cu_seqlens": cu, "cu_active": kept, "num_selected": 3,
+        "num_active": 3, "max_candidates": 3, "max_rows": 3,
+    }  # fmt: skip
+    selected, deferred, active, _, has_nan = plainly(select.select_compact, arguments)
     assert has_nan.tolist() == [False, True, True]
     assert selected.tolist()[0] == active.tolist()[0] == 0
     assert len(selected) + len(deferred) == 8

@@ -13,6 +13,11 @@ from reroute_optimized import kernels
 from reroute_optimized.kernels import table
 
 from . import judges
+from .guard import DEVICE
+
+pytestmark = pytest.mark.skipif(
+    DEVICE != "cpu", reason="a mutant's wild writes would end this process's use of a GPU"
+)
 
 HALF = torch.float16
 CASES = {
