@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder, check_generation, is_hooked
 from .decoder import Decoder
+from .fused.blocks import check_fusable
 from .generation import Generation
 from .nuwa import FirstStage
 from .prompt import Placeholders, arguments, check_companions
@@ -27,13 +28,12 @@ class Routed:
     """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill.
 
     Attributes:
-        backend: the backend that was taken, ``"torch"``.
+        backend: the backend that was taken, ``"torch"`` or ``"triton"``.
     """
-
-    backend: str = "torch"
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self.backend = "triton" if router.fused else "torch"
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -68,7 +68,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     Args:
         model: a transformers model of a described family, in eval mode when it runs.
         schedule: a Schedule, the name of a preset, or the path of a JSON file.
-        backend: ``"torch"``; ``"auto"`` takes it.
+        backend: ``"torch"``, which ``"auto"`` takes, or ``"triton"``.
 
     Raises:
         RerouteError: an unknown family, backend or schedule; a schedule this backend does not run; a model that is
@@ -83,8 +83,10 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     check_decoder(decoder)
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
+    if backend == "triton":
+        check_fusable(decoder)
     stage = _first_stage(model, family, schedule)
-    router = Router(model, decoder, family, loaded, stage)
+    router = Router(model, decoder, family, loaded, stage, backend == "triton")
     placeholders = None
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, stage is not None)
@@ -148,9 +150,7 @@ def _become(module: nn.Module, new: type[nn.Module]) -> None:
 
 
 def _check_backend(backend: str) -> None:
-    if backend == "triton":
-        raise RerouteError("backend", "'triton' is not built yet", "use 'torch'")
-    if backend not in ("auto", "torch"):
+    if backend not in ("auto", "torch", "triton"):
         raise RerouteError("backend", f"{backend!r} is not known", "known: 'auto', 'torch', 'triton'")
 
 

@@ -18,6 +18,7 @@ from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
 from .decoder import Decoder, counted
 from .deepstack import DeepStack
 from .engine import Rows, Turn
+from .fused.turn import FusedTurn
 from .generation import Generation, Prompt
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
@@ -34,6 +35,7 @@ class Router:
     Attributes:
         decoder: the text decoder.
         schedule: what is decided.
+        fused: whether first turns run on the fused engine.
         last: the last prefill, or later turn with visual rows, that finished; or None.
         probe: for a conformance run; None otherwise.
         generation: the call of ``generate`` that a forward is a step of; it reads the last column.
@@ -46,9 +48,11 @@ class Router:
         family: Family,
         schedule: Schedule,
         stage: FirstStage | None = None,
+        fused: bool = False,
     ) -> None:
         self.decoder = decoder
         self.schedule = schedule
+        self.fused = fused
         self.last: Prefill | None = None
         self.probe: Probe | None = None
         self.generation: Generation | None = None
@@ -255,7 +259,8 @@ class Router:
         past: Past | None,
         prompt: Prompt | None = None,
     ) -> Turn:
-        return Turn(
+        engine = FusedTurn if self.fused and past is None else Turn
+        return engine(
             self.decoder,
             self.schedule,
             rows,
