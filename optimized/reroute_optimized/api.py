@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
@@ -17,6 +18,7 @@ from .checks import check_applicable, check_decoder, check_generation, is_hooked
 from .decoder import Decoder
 from .generation import Generation
 from .nuwa import FirstStage
+from .prefix import Prefix, make_prefix
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
 from .router import Router
@@ -32,8 +34,8 @@ class Routed:
 
     backend: str = "torch"
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, router: Router, model: nn.Module, family: Family) -> None:
+        self._router, self._model, self._family = router, model, family
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -53,6 +55,21 @@ class Routed:
     def plan(self) -> list[Plan]:
         """The plan of every batch row."""
         return list(self._last("plan").layout.plans)
+
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any]) -> Prefix:
+        """Run what many prompts begin with, once: the blocks before the first decision, which every row runs.
+
+        ``with prefix:`` prefills start after it; see :class:`Prefix`. The last prefill stays readable.
+
+        Args:
+            inputs: what the model's processor returns for the beginning of a prompt, images included; or one request's
+                ``inputs_embeds`` [1, P, d].
+
+        Raises:
+            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
+        """
+        return make_prefix(self._router, self._model, self._family, inputs)
 
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:
@@ -96,7 +113,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     top, text = type(model), type(decoder.module)
     _become(decoder.module, routed_class(text, router))
     model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
-    return Routed(router)
+    return Routed(router, model, family)
 
 
 def remove(model: nn.Module) -> None:
