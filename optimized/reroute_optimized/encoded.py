@@ -43,6 +43,7 @@ class Encoded:
         self._model, self._media = model, family.media
         self._merger = model.get_submodule(family.merger or "")
         self._known: dict[str, list[_Picture]] = {}
+        self._form: Callable[[list[Tensor], list[Sequence[Tensor]]], Any] | None = None
         self._inside = False
 
     @contextmanager
@@ -83,7 +84,7 @@ class Encoded:
                 _Picture(pixels.clone(), sizes, features.clone(), tuple(level.clone() for level in levels))
                 for (pixels, sizes), (features, levels) in zip(pictures, made, strict=True)
             ]
-            self._output = output
+            self._form = _form(output)
         return output
 
     def _reuse(self, medium: Medium, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,9 +103,10 @@ class Encoded:
             fresh = iter(
                 _parts(self._encode(original, **{**_named(original, args, kwargs), **rest}), len(unknown))
             )
-        return _joined(
-            self._output, [next(fresh) if own is None else (own.features, own.levels) for own in found]
-        )
+        assert self._form is not None  # what is known was made
+        parts = [next(fresh) if own is None else (own.features, own.levels) for own in found]
+        levels: list[Sequence[Tensor]] = list(zip(*(levels for _, levels in parts), strict=True))
+        return self._form([features for features, _ in parts], levels)
 
     def _encode(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Videos may be encoded as images: only the outer call is looked at."""
@@ -160,12 +162,16 @@ def _parts(output: Any, pictures: int) -> list[tuple[Tensor, tuple[Tensor, ...]]
     return [(own, tuple(level[i] for level in levels)) for i, own in enumerate(features)]
 
 
-def _joined(like: Any, parts: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Any:
-    """An output of the form of ``like``."""
-    made: dict[str, Any] = {"pooler_output": [features for features, _ in parts]}
-    levels = getattr(like, "deepstack_features", None)
-    if levels:
-        split = [[own[i] for _, own in parts] for i in range(len(levels))]
-        whole = isinstance(levels[0], Tensor)
-        made["deepstack_features"] = [torch.cat(level) for level in split] if whole else split
-    return type(like)(**made)
+def _form(output: Any) -> Callable[[list[Tensor], list[Sequence[Tensor]]], Any]:
+    """A function that makes an output like this one, which it does not keep, of features and of what every level adds."""
+    kind = type(output)
+    levels: Sequence[Any] = getattr(output, "deepstack_features", None) or ()
+    whole = bool(levels) and isinstance(levels[0], Tensor)
+
+    def make(features: list[Tensor], added: list[Sequence[Tensor]]) -> Any:
+        if not added:
+            return kind(pooler_output=features)
+        joined = [torch.cat(list(level)) if whole else list(level) for level in added]
+        return kind(pooler_output=features, deepstack_features=joined)
+
+    return make

@@ -126,7 +126,7 @@ class Turn:
         hidden, before = resume(
             self._decoder, opening, layout, rows.hidden_states, rows.rotary, rows.features, self._cache
         )
-        if self._schedule.score.source == "previous":
+        if before is not None:
             self._before = Universe(before, rows.rotary, layout.real, layout.queries, layout.asked), None
         dense = replace(stages[0], first=layers)  # no block where the next stage decides, or nothing does
         return hidden, stages[1:] if len(stages) > 1 else [dense]

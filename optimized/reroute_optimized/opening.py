@@ -29,13 +29,12 @@ class Opening:
 
     Attributes:
         hidden_states: [P, d] at the input of the first decision's block.
-        before: [P, d] at the input of the block before that one, whose scores are read with ``source = previous``;
-            the same as ``hidden_states`` where there is no such block.
+        before: [P, d] at the input of the block before that one, where the decision reads its scores; or None.
         layers: per block, its part of a cache of one request.
     """
 
     hidden_states: Tensor
-    before: Tensor
+    before: Tensor | None
     layers: tuple[Any, ...]
 
 
@@ -45,8 +44,9 @@ def begin(
     hidden_states: Tensor,
     rotary: PositionEmbeddings,
     features: DeepStack | None,
+    previous: bool,
 ) -> Opening:
-    """Run the first ``layers`` blocks on a prefix [1, P, d] without padding."""
+    """Run the first ``layers`` blocks on a prefix [1, P, d] without padding; ``previous``: whether scores are of the last."""
     width, device = hidden_states.shape[1], hidden_states.device
     cache = make_cache(decoder)
     every = StageLayout(0, layers - 1, (width,), None, None)
@@ -54,7 +54,8 @@ def begin(
     hidden, before = _run(
         decoder, every, hidden_states, rotary, ActiveRows(columns, columns, None), cache, None, features
     )
-    return Opening(hidden[0].to(device), before[0].to(device), tuple(cache.layers[:layers]))
+    kept = before[0].to(device) if previous else None
+    return Opening(hidden[0].to(device), kept, tuple(cache.layers[:layers]))
 
 
 def resume(
@@ -65,7 +66,7 @@ def resume(
     rotary: PositionEmbeddings,
     features: DeepStack | None,
     cache: RoutedCache | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Run those blocks on what follows the prefix in every request.
 
     Args:
@@ -78,7 +79,8 @@ def resume(
         cache: empty; its blocks then hold what they would hold without a prefix. None to keep nothing.
 
     Returns:
-        All rows [B, S, d] at the input of the first decision's block, and of the block before it; padding is zero.
+        All rows [B, S, d] at the input of the first decision's block, and of the block before it where the prefix has
+        that; padding is zero.
     """
     shared, layers = len(opening.hidden_states), len(opening.layers)
     batch, device = len(hidden_states), hidden_states.device
@@ -105,7 +107,7 @@ def resume(
     first = torch.tensor([own[:shared] for own in layout.columns], device=device)
     return (
         _whole(hidden_states, first, opening.hidden_states, rows, hidden),
-        _whole(hidden_states, first, opening.before, rows, before),
+        None if opening.before is None else _whole(hidden_states, first, opening.before, rows, before),
     )
 
 

@@ -257,8 +257,9 @@ class Router:
         if not all(map(all, real)):
             raise RerouteError("attention_mask", "hides columns of a prefix", "give a prefix without padding")
         rows, _, _ = self._rows(request, positions, real, visual, featured, routable=False)
+        previous = self.schedule.score.source == "previous"
         layers = self.schedule.dense_layers(self.decoder.num_layers)
-        opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features)
+        opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features, previous)
         recorded.append(Recorded.of(opening, request, positions, rows.features))
         return opening.hidden_states[None]
 
@@ -282,7 +283,7 @@ class Router:
         if prompt is not None:
             visual, images = prompt.routable(real, visual), prompt.images
         if not routable:
-            visual = [[False] * len(row) for row in visual]
+            visual, images = [[False] * len(row) for row in visual], None
         layout = build_layout(
             self.schedule,
             self.decoder.num_layers,
