@@ -78,7 +78,7 @@ class Encoded:
     def _record(self, medium: Medium, original: Any, *args: Any, **kwargs: Any) -> Any:
         pictures = None if self._inside else self._pictures(medium, original, args, kwargs)
         output = self._encode(original, *args, **kwargs)
-        if pictures is not None:
+        if pictures is not None and hasattr(output, "pooler_output"):
             made = _parts(output, len(pictures))
             self._known[medium.pixels] = [
                 _Picture(pixels.clone(), sizes, features.clone(), tuple(level.clone() for level in levels))
@@ -125,7 +125,7 @@ class Encoded:
             name for name in inspect.signature(original).parameters if isinstance(given.get(name), Tensor)
         }
         sized = [name for name in medium.companions if name in explicit]
-        if given.get("return_dict") is not True or explicit != {medium.pixels, *sized}:
+        if given.get("return_dict") is False or explicit != {medium.pixels, *sized}:
             return None
         counts = medium.features(self._model.config, given)
         pixels: Tensor = given[medium.pixels]
