@@ -16,19 +16,34 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class _Picture:
-    """One image or video.
+    """One image or video as it is given.
 
     Attributes:
         pixels: its part of the input.
-        sizes: its rows of what the tower is given beside pixels, by name.
-        features: [rows, d] as the tower's projection leaves them.
-        levels: the same per boundary where features are added between blocks.
+        sizes: its rows of what is given beside pixels, by name.
+        options: what else the caller chose, such as the tower's block to read.
     """
 
     pixels: Tensor
     sizes: dict[str, Tensor]
-    features: Tensor
-    levels: tuple[Tensor, ...]
+    options: dict[str, Any]
+
+    def is_that(self, other: _Picture) -> bool:
+        """Whether both are the same, bit for bit."""
+        pairs = [(self.pixels, other.pixels), *((self.sizes[name], own) for name, own in other.sizes.items())]
+        return self.options == other.options and all(
+            mine.shape == own.shape and mine.dtype == own.dtype and torch.equal(mine, own.to(mine.device))
+            for mine, own in pairs
+        )
+
+    def kept(self) -> _Picture:
+        """A copy that the caller cannot change."""
+        sizes = {name: size.clone() for name, size in self.sizes.items()}
+        return _Picture(self.pixels.clone(), sizes, self.options)
+
+
+_Features = tuple[Tensor, tuple[Tensor, ...]]
+"""[rows, d] as the tower's projection leaves them, and the same per boundary where they are added between blocks."""
 
 
 class Encoded:
@@ -42,7 +57,7 @@ class Encoded:
     def __init__(self, model: nn.Module, family: Family) -> None:
         self._model, self._media = model, family.media
         self._merger = model.get_submodule(family.merger or "")
-        self._known: dict[str, list[_Picture]] = {}
+        self._known: dict[str, list[tuple[_Picture, _Features]]] = {}
         self._form: Callable[[list[Tensor], list[Sequence[Tensor]]], Any] | None = None
         self._inside = False
 
@@ -81,8 +96,8 @@ class Encoded:
         if pictures is not None and hasattr(output, "pooler_output"):
             made = _parts(output, len(pictures))
             self._known[medium.pixels] = [
-                _Picture(pixels.clone(), sizes, features.clone(), tuple(level.clone() for level in levels))
-                for (pixels, sizes), (features, levels) in zip(pictures, made, strict=True)
+                (picture.kept(), (features.clone(), tuple(level.clone() for level in levels)))
+                for picture, (features, levels) in zip(pictures, made, strict=True)
             ]
             self._form = _form(output)
         return output
@@ -92,19 +107,20 @@ class Encoded:
         pictures = self._pictures(medium, original, args, kwargs) if known else None
         if pictures is None:
             return original(*args, **kwargs)
-        found = [next((k for k in known if _same(k, *picture)), None) for picture in pictures]
+        found = [next((made for k, made in known if k.is_that(picture)), None) for picture in pictures]
         unknown = [picture for picture, own in zip(pictures, found, strict=True) if own is None]
         if len(unknown) == len(pictures):
             return original(*args, **kwargs)
-        fresh: Iterator[tuple[Tensor, Sequence[Tensor]]] = iter(())
+        fresh: Iterator[_Features] = iter(())
         if unknown:
-            rest = {medium.pixels: torch.cat([pixels for pixels, _ in unknown])}
-            rest |= {name: torch.cat([sizes[name] for _, sizes in unknown]) for name in unknown[0][1]}
+            rest = {medium.pixels: torch.cat([picture.pixels for picture in unknown])}
+            for name in unknown[0].sizes:
+                rest[name] = torch.cat([picture.sizes[name] for picture in unknown])
             fresh = iter(
                 _parts(self._encode(original, **{**_named(original, args, kwargs), **rest}), len(unknown))
             )
         assert self._form is not None  # what is known was made
-        parts = [next(fresh) if own is None else (own.features, own.levels) for own in found]
+        parts = [next(fresh) if own is None else own for own in found]
         levels: list[Sequence[Tensor]] = list(zip(*(levels for _, levels in parts), strict=True))
         return self._form([features for features, _ in parts], levels)
 
@@ -118,22 +134,26 @@ class Encoded:
 
     def _pictures(
         self, medium: Medium, original: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[tuple[Tensor, dict[str, Tensor]]] | None:
-        """Pixels and sizes of every picture of a call; None where they cannot be told apart."""
+    ) -> list[_Picture] | None:
+        """Every picture of a call; None where they cannot be told apart."""
         given = _named(original, args, kwargs)
         explicit = {
-            name for name in inspect.signature(original).parameters if isinstance(given.get(name), Tensor)
+            name: given[name]
+            for name in inspect.signature(original).parameters
+            if given.get(name) is not None and name != "return_dict"
         }
-        sized = [name for name in medium.companions if name in explicit]
-        if given.get("return_dict") is False or explicit != {medium.pixels, *sized}:
+        tensors = {name for name, value in explicit.items() if isinstance(value, Tensor)}
+        sized = [name for name in medium.companions if name in tensors]
+        if given.get("return_dict") is False or tensors != {medium.pixels, *sized}:
             return None
+        options = {name: value for name, value in explicit.items() if name not in tensors}
         counts = medium.features(self._model.config, given)
         pixels: Tensor = given[medium.pixels]
         share = [len(pixels) * count // max(sum(counts), 1) for count in counts]  # as many as it has rows
         if sum(share) != len(pixels):
             return None
         return [
-            (own, {name: given[name][i : i + 1] for name in sized})
+            _Picture(own, {name: given[name][i : i + 1] for name in sized}, options)
             for i, own in enumerate(torch.split(pixels, share))
         ]
 
@@ -143,16 +163,8 @@ def _named(original: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _same(known: _Picture, pixels: Tensor, sizes: Mapping[str, Tensor]) -> bool:
-    pairs = [(known.pixels, pixels), *((known.sizes[name], size) for name, size in sizes.items())]
-    return all(
-        own.shape == other.shape and own.dtype == other.dtype and torch.equal(own, other.to(own.device))
-        for own, other in pairs
-    )
-
-
-def _parts(output: Any, pictures: int) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Per picture its features, and those of every level."""
+def _parts(output: Any, pictures: int) -> list[_Features]:
+    """Per picture."""
     features = list(output.pooler_output)
     rows = [len(own) for own in features]
     levels = []

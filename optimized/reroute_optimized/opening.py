@@ -93,6 +93,7 @@ def resume(
         device=device,
     )
     rows = ActiveRows.of(active.scatter(1, later, True), width, pads)
+    first = torch.tensor([own[:shared] for own in layout.columns], device=device)
     own_cache = make_cache(decoder) if cache is None else cache
     _seed(own_cache, opening.layers, batch)
     past = Past(batch, (Held(0, layers - 1, None),), (shared,) * layers, device)
@@ -104,7 +105,6 @@ def resume(
     if pads is not None:
         for layer in own_cache.layers[:layers]:
             _pad_left(layer, shared, pads)
-    first = torch.tensor([own[:shared] for own in layout.columns], device=device)
     return (
         _whole(hidden_states, first, opening.hidden_states, rows, hidden),
         None if opening.before is None else _whole(hidden_states, first, opening.before, rows, before),

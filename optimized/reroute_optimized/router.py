@@ -219,10 +219,10 @@ class Router:
         filled = make_cache(self.decoder) if wanted else None
         turn = self._turn(rows, request, filled, None, prompt, opening)
         final = turn.run()
-        if self.prefix is not None:
-            self.prefix.served += shape[0]
         if prompt is not None:
             return final, turn.hidden_states, None
+        if self.prefix is not None:
+            self.prefix.served += shape[0]
         if generation is not None and not generation.cached and filled is None:
             generation.prompt = Prompt.of(turn.done, given, real)
         if filled is not None:

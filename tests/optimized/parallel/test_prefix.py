@@ -6,12 +6,13 @@ import copy
 import pytest
 import torch
 from reroute_conformance.tiny import NARROW_IMAGE, NARROW_PATCHES, narrow_llava
-from reroute_optimized import routed
+from reroute_optimized import engine, routed
 from reroute_optimized.target_session import Session
 from reroute_spec import Decision, Schedule, ScoreRule
 
 from .. import tiny
 from ..beside import assert_same_answer
+from ..test_no_host_reads import NoReads
 from ..test_wrappers import everywhere, with_adapter
 from .begun import FAMILIES, beginning_of, joined, model_of, question, questions
 
@@ -264,6 +265,56 @@ def test_an_adapter_that_is_not_merged_belongs_to_the_prefix():
         with result.prefix(beginning) as prefix:
             assert torch.equal(adapted.generate(**inputs, **OPTIONS), expected)
             assert prefix.served == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_prompts_may_be_given_as_embeddings(family):
+    model, beginning = model_of(family), beginning_of(family)
+    whole = joined(beginning, questions(family))
+    seen = {}
+
+    def keep(module, args, kwargs):
+        seen.update(kwargs)
+
+    with torch.no_grad(), routed(model, SCHEDULES["reroute"]) as result:
+        handle = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+        model(**whole)
+        handle.remove()
+        names = ("inputs_embeds", "visual_mask", "attention_mask")
+        inputs = {name: seen[name] for name in names}
+        pads = int((whole["attention_mask"][0] == 0).sum())
+        rows = slice(pads, pads + beginning["input_ids"].shape[1])
+        expected = model.generate(**inputs, **OPTIONS)
+        with result.prefix({name: inputs[name][:1, rows] for name in names}) as prefix:
+            assert torch.equal(model.generate(**inputs, **OPTIONS), expected)
+            assert prefix.served == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_nothing_is_read_on_the_host_between_the_first_block_and_the_output(batch, monkeypatch):
+    model, beginning = tiny.llava(), beginning_of("llava")
+    inputs = joined(beginning, questions("llava")[:batch])
+    guard = NoReads()
+
+    def refuse(*_):
+        raise AssertionError("read on the host")
+
+    def start(*_):
+        guard.__enter__()
+        for name in ("tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+            monkeypatch.setattr(torch.Tensor, name, refuse)
+
+    def stop(*_):
+        guard.__exit__(None, None, None)
+        monkeypatch.undo()
+
+    with routed(model, SCHEDULES["reroute"]) as result, result.prefix(beginning) as prefix:
+        monkeypatch.setattr(engine, "reads_at_once", lambda device: False)
+        decoder = model.model.language_model
+        decoder.layers[0].register_forward_pre_hook(start)
+        decoder.norm.register_forward_hook(stop)
+        model(**inputs)
+        assert prefix.served == batch
 
 
 def test_nuwas_first_stage_is_of_the_prefix():

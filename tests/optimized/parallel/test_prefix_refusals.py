@@ -86,6 +86,19 @@ def test_embeddings_are_compared_where_they_are_given():
             model(**beginning)
 
 
+def test_features_of_another_block_of_the_tower_are_not_the_prefixs():
+    model, beginning = model_of("llava"), beginning_of("llava")
+    inputs = joined(beginning, [question("llava", 3)])
+    with routed(model, SCHEDULE) as result, result.prefix(beginning):
+        with pytest.raises(RerouteError, match=r"^pixel_values"):
+            model(**inputs, vision_feature_layer=-1)
+        model(**inputs)
+    with routed(model, SCHEDULE) as result:
+        expected = model(**inputs, vision_feature_layer=-1).logits
+        with result.prefix({**beginning, "vision_feature_layer": -1}):
+            assert torch.allclose(model(**inputs, vision_feature_layer=-1).logits, expected, atol=1e-4)
+
+
 def test_features_between_blocks_belong_to_the_prefix():
     model, beginning = model_of("qwen3_vl"), beginning_of("qwen3_vl")
     inputs = joined(beginning, [question("qwen3_vl", 3)])
