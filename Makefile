@@ -29,7 +29,7 @@ test: $(STAMP)
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest -n 2 tests/optimized
-	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,hf --jobs 2 --report $(OLDEST)/report
+	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,prefix,hf --jobs 2 --report $(OLDEST)/report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
