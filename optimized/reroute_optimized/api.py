@@ -34,8 +34,8 @@ class Routed:
 
     backend: str = "torch"
 
-    def __init__(self, router: Router, model: nn.Module, family: Family) -> None:
-        self._router, self._model, self._family = router, model, family
+    def __init__(self, router: Router) -> None:
+        self._router = router
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -69,7 +69,7 @@ class Routed:
         Raises:
             RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
         """
-        return make_prefix(self._router, self._model, self._family, inputs)
+        return make_prefix(self._router, inputs)
 
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:
@@ -113,7 +113,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     top, text = type(model), type(decoder.module)
     _become(decoder.module, routed_class(text, router))
     model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
-    return Routed(router, model, family)
+    return Routed(router)
 
 
 def remove(model: nn.Module) -> None:

@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from reroute_reference.families import Family
 from reroute_spec import PrefixCost, RerouteError, prefix_cost, shape_from_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from .deepstack import DeepStack
 from .encoded import Encoded
@@ -38,12 +37,10 @@ class Prefix:
         served: prompts that have started after it so far.
     """
 
-    def __init__(
-        self, router: Router, model: nn.Module, family: Family, recorded: Recorded, encoded: Encoded | None
-    ) -> None:
-        config: Any = model.config
+    def __init__(self, router: Router, recorded: Recorded, encoded: Encoded | None) -> None:
+        config: Any = router.model.config
         self._router, self._recorded, self._encoded = router, recorded, encoded
-        self._pixels = {int(getattr(config, m.placeholder)): m.pixels for m in family.media}
+        self._pixels = {int(getattr(config, m.placeholder)): m.pixels for m in router.family.media}
         self._in_use = ExitStack()
         self.num_rows = len(recorded.opening.hidden_states)
         self.served = 0
@@ -86,7 +83,7 @@ class Prefix:
         return self._recorded.opening
 
 
-def make_prefix(router: Router, model: nn.Module, family: Family, inputs: Mapping[str, Any]) -> Prefix:
+def make_prefix(router: Router, inputs: Mapping[str, Any]) -> Prefix:
     """Run the blocks before the first decision on ``inputs``; see :meth:`Routed.prefix`."""
     _check_free(router)
     if not isinstance(inputs, Mapping):
@@ -94,6 +91,7 @@ def make_prefix(router: Router, model: nn.Module, family: Family, inputs: Mappin
     for name in ("past_key_values", "labels"):
         if inputs.get(name) is not None:
             raise RerouteError(name, "is given for a prefix, the beginning of a prompt", "leave it out")
+    model, family = router.model, router.family
     encoded = None if family.merger is None else Encoded(model, family)
     given = {**inputs, "use_cache": False, "logits_to_keep": 1, "output_hidden_states": False}
     with ExitStack() as around:
@@ -101,7 +99,7 @@ def make_prefix(router: Router, model: nn.Module, family: Family, inputs: Mappin
             around.enter_context(encoded.recording())
         recorded = around.enter_context(router.recording())
         model(**given)
-    return Prefix(router, model, family, recorded[0], encoded)
+    return Prefix(router, recorded[0], encoded)
 
 
 def _check_free(router: Router) -> None:

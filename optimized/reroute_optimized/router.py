@@ -38,6 +38,7 @@ class Router:
     """Everything a routed model remembers: what to do, and what the last prefill decided.
 
     Attributes:
+        model, family: with its head, and what it is.
         decoder: the text decoder.
         schedule: what is decided.
         last: the last prefill, or later turn with visual rows, that finished; or None.
@@ -54,6 +55,7 @@ class Router:
         schedule: Schedule,
         stage: FirstStage | None = None,
     ) -> None:
+        self.model, self.family = model, family
         self.decoder = decoder
         self.schedule = schedule
         self.last: Prefill | None = None
