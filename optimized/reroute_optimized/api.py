@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
@@ -18,6 +19,7 @@ from .decoder import Decoder
 from .fused.blocks import check_fusable
 from .generation import Generation
 from .nuwa import FirstStage
+from .prefix import Prefix, make_prefix
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
 from .router import Router
@@ -53,6 +55,21 @@ class Routed:
     def plan(self) -> list[Plan]:
         """The plan of every batch row."""
         return list(self._last("plan").layout.plans)
+
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any]) -> Prefix:
+        """Run what many prompts begin with, once: the blocks before the first decision, which every row runs.
+
+        ``with prefix:`` prefills start after it; see :class:`Prefix`. The last prefill stays readable.
+
+        Args:
+            inputs: what the model's processor returns for the beginning of a prompt, images included; or one request's
+                ``inputs_embeds`` [1, P, d].
+
+        Raises:
+            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
+        """
+        return make_prefix(self._router, inputs)
 
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:

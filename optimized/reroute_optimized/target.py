@@ -38,6 +38,7 @@ class TorchTarget:
             "methods",
             "presets",
             "nuwa",
+            "prefix",
             "low-precision",
             "hf",
         }
@@ -149,6 +150,23 @@ class TorchTarget:
                 except RerouteError as refusal:
                     done.append(refusal)
         return done
+
+    @torch.no_grad()
+    def run_prefix(
+        self, model: Model, inputs: Sequence[Mapping[str, Tensor]], schedule: Schedule, rows: int
+    ) -> list[list[dict[str, Any]]]:
+        """As :meth:`run`, of one batch after another, all of which start after the first ``rows`` rows of the first one.
+
+        Raises:
+            RerouteError: a batch that does not begin with those rows.
+        """
+        network: Any = _network(model)
+        beginning = {
+            name: tensor[:, :rows] if name != "position_ids" else tensor[..., :rows]
+            for name, tensor in inputs[0].items()
+        }
+        with routed(network, schedule, backend="torch") as result, result.prefix(beginning):
+            return [Session(network, result).forward(batch, None, Probe()) for batch in inputs]
 
     def schedule(
         self,
