@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cache import RoutedCache, RoutingState
 from .decoder import Decoder, PositionEmbeddings, largest
+from .fused.decode import is_paged, run_row
 from .masks import causal_mask
 
 
@@ -19,6 +20,8 @@ def decode(
     hidden_states: Tensor,
     position_ids: Tensor | None,
     observe: Callable[[Tensor], None] | None = None,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Run text rows on top of a filled cache; a chunk of them equals one by one.
 
@@ -30,11 +33,13 @@ def decode(
         position_ids: [B or 1, T] or [3, B or 1, T], or None to go on from the largest position so far, deferred rows
             included. Where positions are renumbered, blocks count on from their own rows instead.
         observe: called with every block's output.
+        fused: whether a single row runs on the fused engine, where the cache is in pages.
 
     Returns:
         [B, T, d] after the final norm.
     """
     batch, new = hidden_states.shape[:2]
+    row = fused and new == 1 and is_paged(cache)
     steps = torch.arange(new, device=hidden_states.device)
     if position_ids is None:
         position_ids = state.next_positions[:, -1:] + steps
@@ -50,7 +55,12 @@ def decode(
             if state.renumbered:
                 rotary = _counted_on(decoder, hidden_states, valid, rows, steps)
             implementation, dtype = decoder.implementation, hidden_states.dtype
-            mask = causal_mask(implementation, new, rows + new, valid, dtype, hidden_states.device)
+            if not row:
+                mask = causal_mask(implementation, new, rows + new, valid, dtype, hidden_states.device)
+        if row:
+            blocks = range(held.first, held.last + 1)
+            hidden_states = run_row(decoder, cache, blocks, hidden_states, rotary, observe)
+            continue
         for layer in range(held.first, held.last + 1):
             own = mask if decoder.attends[layer] else None
             hidden_states = decoder.run_block(layer, hidden_states, rotary, own, cache)

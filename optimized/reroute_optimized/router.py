@@ -160,7 +160,11 @@ class Router:
             # generate may count on from the last row, which need not have the largest coordinate
             positions = request.positions if self.generation is None else None
             hidden = [request.embeddings]
-            final = decode(self.decoder, cache, state, request.embeddings, positions, hidden.append)
+            watched = request.keep_hidden_states or self.probe is not None
+            observe = hidden.append if watched else None
+            final = decode(
+                self.decoder, cache, state, request.embeddings, positions, observe, fused=self.fused
+            )
         except BaseException:
             before.restore(cache)
             raise
@@ -314,7 +318,8 @@ class Router:
         prompt: Prompt | None = None,
         opening: Opening | None = None,
     ) -> Turn:
-        engine = FusedTurn if self.fused and past is None else Turn
+        # a later turn, and one that starts at a prefix, run on rectangles
+        engine = FusedTurn if self.fused and past is None and opening is None else Turn
         return engine(
             self.decoder,
             self.schedule,

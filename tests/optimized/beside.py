@@ -8,10 +8,10 @@ from torch.testing import assert_close
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}
 
 
-def assert_same_session(model, schedule, operations, tolerance=CLOSE):
+def assert_same_session(model, schedule, operations, tolerance=CLOSE, target=torch_target):
     """``model`` as a function that makes it, so that neither target meets what the other left behind."""
     right = ReferenceTarget().session(model(), schedule, operations)
-    own = torch_target().session(model(), schedule, operations)
+    own = target().session(model(), schedule, operations)
     for index, (operation, expected, found) in enumerate(zip(operations, right, own, strict=True)):
         where = f"operation {index} ({operation['op']})"
         if isinstance(expected, Exception):

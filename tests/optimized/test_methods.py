@@ -47,9 +47,8 @@ def drawn(kind, seed):
     return draw, schedule, DecoderCase(schedule.to_dict(), rows, config=config, seed=seed % 5)
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("kind", ["delete", "renumber", "survivors", "one"])
-def test_a_session_is_the_references(kind, seed):
+def drawn_session(kind, seed):
+    """A decoder, a schedule, and a prefill with what may come after it."""
     draw, schedule, case = drawn(kind, seed)
     operations, requests = [{"op": "prefill", "inputs": case.inputs()}], len(case.rows)
     for step in range(5):
@@ -69,7 +68,13 @@ def test_a_session_is_the_references(kind, seed):
             order = [draw.randrange(requests) for _ in range(draw.randint(1, 3))]
             operations.append({"op": "select", "order": order})
             requests = len(order)
-    assert_same_session(case.model, schedule, operations)
+    return case.model, schedule, operations
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", ["delete", "renumber", "survivors", "one"])
+def test_a_session_is_the_references(kind, seed):
+    assert_same_session(*drawn_session(kind, seed))
 
 
 @pytest.mark.parametrize("name", ["pdrop-original", "nuwa-64"])

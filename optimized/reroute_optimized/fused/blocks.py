@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +90,8 @@ def check_fusable(decoder: Decoder) -> None:
                     f"'triton' does not call {path or 'the block'} of block {layer}, which has hooks",
                     "use backend='torch', which calls blocks whole",
                 )
-    ops.check_device(decoder.module.device, decoder.module.dtype)
+    weight = next(decoder.module.parameters())
+    ops.check_device(weight.device, weight.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale: float) -> Tensor:
@@ -99,13 +99,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale:
 
     Requests are packed to the left: padding is then later than every row, and causal order hides it without a mask.
     """
-    if stage.attention is None:
-        batch = len(stage.rows.counts)
-        grid = [x.view(batch, -1, *x.shape[1:]) for x in (query, key, value)]
-    else:
-        grid = [stage.attention(x, 0) for x in (query, key, value)]
+
+    def grid(rows: Tensor) -> Tensor:
+        if stage.attention is None:
+            return rows.view(len(stage.rows.counts), -1, *rows.shape[1:]).transpose(1, 2)
+        return stage.attention(rows, 0).transpose(1, 2)
+
     out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in grid),
+        grid(query),
+        grid(key),
+        grid(value),
         is_causal=True,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -146,7 +149,3 @@ def _ends(counts: tuple[int, ...]) -> list[int]:
         total += count
         ends.append(total)
     return ends
-
-
-Between = Callable[[int, Tensor], Tensor]
-"""Called with a block and its output, all packed rows of it; gives what the next block is given."""

@@ -22,6 +22,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     Attributes:
         key_pages, value_pages: [P, PAGE, Hkv, head_dim].
         lengths: rows of every request.
+        width: rows that transformers sees, padding included; it stays when the longest request leaves.
         tables: pages of every request, in order.
     """
 
@@ -29,6 +30,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         self.key_pages: Tensor | None = None
         self.value_pages: Tensor | None = None
         self.lengths: list[int] = []
+        self.width = 0
         self.tables: list[list[int]] = []
         self._free: list[int] = []
         self._holders: list[int] = []
@@ -56,11 +58,11 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def _drop(self, value: None) -> None:
         assert value is None
         self.key_pages = self.value_pages = None
-        self.lengths, self.tables, self._free, self._holders = [], [], [], []
+        self.lengths, self.width, self.tables, self._free, self._holders = [], 0, [], [], []
 
     def get_seq_length(self) -> int:
-        """The largest number of rows that a request holds."""
-        return max(self.lengths, default=0)
+        """Rows that :attr:`keys` shows."""
+        return self.width
 
     def open(self, requests: int, like: Tensor) -> None:
         """Begin, with ``requests`` requests that hold nothing; ``like`` [.., Hkv, head_dim] gives sizes, dtype and device."""
@@ -81,6 +83,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             for length, count, table in zip(self.lengths, counts, self.tables, strict=True)
         ]
         self._reserve(sum(needed) + sum(shared))
+        self.width += max(counts, default=0)
         slots: list[int] = []
         for request, count in enumerate(counts):
             table, length = self.tables[request], self.lengths[request]
@@ -104,7 +107,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append [B, Hkv, T, head_dim], T rows to every request; gives all rows back as transformers does."""
-        batch, heads, rows, width = key_states.shape
+        batch, _, rows, _ = key_states.shape
         if not self.is_initialized:
             self.open(batch, key_states.transpose(1, 2))
         slots = torch.tensor(self.append([rows] * batch), device=self.device)
@@ -121,7 +124,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             assert pages is not None
             pages.flatten(0, 1).index_copy_(0, slots, rows)
 
-    def truncate(self, lengths: Sequence[int]) -> None:
+    def _truncate(self, lengths: Sequence[int]) -> None:
         """Keep the first ``lengths`` rows of every request; pages that hold none are given back."""
         for request, length in enumerate(lengths):
             table, kept = self.tables[request], -(-length // PAGE)
@@ -132,7 +135,8 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` rows of every request."""
-        self.truncate([length + tokens_to_remove for length in self.lengths])
+        self._truncate([length + tokens_to_remove for length in self.lengths])
+        self.width += tokens_to_remove
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """The requests of ``beam_idx``, in that order: by their tables, no row is copied."""
@@ -163,13 +167,12 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def _rectangle(self, pages: Tensor | None) -> Tensor | None:
         if pages is None:
             return None
-        most = max(self.lengths, default=0)
         index = [
-            [pages.shape[0] * PAGE] * (most - length)
+            [pages.shape[0] * PAGE] * (self.width - length)
             + [table[row // PAGE] * PAGE + row % PAGE for row in range(length)]
             for length, table in zip(self.lengths, self.tables, strict=True)
         ]
-        at = torch.tensor(index, dtype=torch.long, device=pages.device).view(len(self.lengths), most)
+        at = torch.tensor(index, dtype=torch.long, device=pages.device).view(len(self.lengths), self.width)
         rows = torch.cat([pages.flatten(0, 1), pages.new_zeros(1, *pages.shape[2:])])
         return rows[at].transpose(1, 2)
 

@@ -80,7 +80,7 @@ class FusedTurn(Turn):
             rows, angles = alive.stream, alive.angles
             normed = norm(rows)
         else:
-            active, keys = self._decide(stage, stage.decision)
+            active, keys = self._choose(stage, stage.decision)
             rows, normed = ops.gather_rmsnorm(alive.stream, active, norm.weight, norm.variance_epsilon)
             angles = self._angles(stage, alive.angles, active)
             if keys is not None:
@@ -125,7 +125,7 @@ class FusedTurn(Turn):
         for layer in range(stage.first, stage.last + 1):
             block = self._block(layer)
             if scored and layer == stage.last:
-                self._before(stage, block, normed, angles, active)
+                self._score_before(stage, block, normed, angles, active)
             attended = self._attention(stage, layer, block, normed, angles, keys)
             delta, keys = block.after_attention(rows, attended), None
             if self._stops_after(layer):
@@ -194,7 +194,7 @@ class FusedTurn(Turn):
 
     # ---------------------------------------------------------------------------------------------------- a decision
 
-    def _decide(self, stage: PackedStage, decision: PackedDecision) -> tuple[Tensor, Tensor | None]:
+    def _choose(self, stage: PackedStage, decision: PackedDecision) -> tuple[Tensor, Tensor | None]:
         """The rows that run, [M] int32 ascending, and the block's keys of all rows alive where they were computed."""
         alive, shape, schedule = self._alive, decision.shape, self._schedule
         if self._probe is not None:
@@ -215,7 +215,7 @@ class FusedTurn(Turn):
             table = self._tables[shape.index]
             self.done.decided.append(Decided(shape, stage.first, pool, table.new_zeros(0), table))
         else:
-            score, keys = self._scores(stage)
+            score, keys = self._scores_alive(stage)
             chosen = self._select(stage, decision, score, candidates)
             selected, has_nan = chosen[0], chosen[4]
             self._check(decision, stage.first, has_nan)
@@ -227,8 +227,8 @@ class FusedTurn(Turn):
                 self._ordinals = picked
                 return chosen[2], keys
             self.done.decided.append(Decided(shape, stage.first, pool, rectangle, given[shape.index], table))
-        # given selections: they score highest, and so they run
-        wanted = given[shape.index]
+        assert given is not None
+        wanted = given[shape.index]  # as scores that are highest, so that they run
         flags = torch.zeros(*self._layout.visual.shape, device=wanted.device).scatter_(1, wanted, 1.0)
         flags[:, -1] = 0
         high = alive.stream.new_zeros(len(alive.always), dtype=torch.float32)
@@ -245,7 +245,7 @@ class FusedTurn(Turn):
         parts = [torch.arange(n, dtype=torch.int32) for n in counts]
         return torch.cat(parts).to(self._alive.stream.device)
 
-    def _scores(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
+    def _scores_alive(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
         """Score of every row alive, and the keys of the block that decides where they were computed for it."""
         alive, rule = self._alive, self._schedule.score
         if rule.source == "previous":
@@ -260,7 +260,7 @@ class FusedTurn(Turn):
         keys = block.keys(normed)
         return scores(block, normed, keys, alive.angles, alive.rows, alive.asking, rule.heads), keys
 
-    def _before(
+    def _score_before(
         self, stage: PackedStage, block: Block, normed: Tensor, angles: Angles, active: Tensor | None
     ) -> None:
         """Scores in the terms of the block before the next decision, of the rows that it is about to run."""

@@ -1,0 +1,59 @@
+"""A paged layer beside a list of rows a request, under drawn operations."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reroute_optimized.fused.pages import PagedLayer
+
+COUNTS = st.lists(st.sampled_from([0, 1, 5, 16, 17]), min_size=3, max_size=3)
+OPERATIONS = st.lists(
+    st.tuples(st.just("append"), COUNTS)
+    | st.tuples(st.just("update"), st.integers(1, 3))
+    | st.tuples(st.just("crop"), st.integers(0, 4))
+    | st.tuples(st.just("reorder"), st.lists(st.integers(0, 2), min_size=1, max_size=4)),
+    max_size=8,
+)
+
+
+def rows(count, start):
+    """[count, 1, 2], every row its own number."""
+    return torch.arange(start, start + count).float()[:, None, None].expand(-1, 1, 2).clone()
+
+
+@given(COUNTS, OPERATIONS)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_holds_what_a_list_would(first, operations):
+    layer, held, written, width = PagedLayer(), [[] for _ in first], 0, 0
+    layer.open(3, rows(1, 0))
+    for operation, value in [("append", first), *operations]:
+        if operation == "append":
+            counts = (value * 2)[: len(held)]
+            new, width = rows(sum(counts), written), width + max(counts)
+            layer.write(torch.tensor(layer.append(counts), dtype=torch.long), new, new + 0.5)
+            for own, count in zip(held, counts, strict=True):
+                own += range(written, written + count)
+                written += count
+        elif operation == "update" and held:
+            new = torch.stack([rows(value, written + b * value)[:, 0][None] for b in range(len(held))])
+            layer.update(new, new + 0.5)
+            for b, own in enumerate(held):
+                own += range(written + b * value, written + (b + 1) * value)
+            written, width = written + value * len(held), width + value
+        elif operation == "crop":
+            value = min([value, *map(len, held)])
+            layer.crop(-value)
+            width -= value
+            held = [own[: len(own) - value] for own in held]
+        elif operation == "reorder":
+            order = [i for i in value if i < len(held)] or [0]
+            layer.reorder_cache(torch.tensor(order))
+            held = [list(held[i]) for i in order]
+        assert layer.lengths == list(map(len, held))
+        assert layer.get_seq_length() == width
+        for shown, more in ((layer.keys, 0), (layer.values, 0.5)):
+            assert shown.shape == (len(held), 1, width, 2)
+            for own, found in zip(held, shown, strict=True):
+                assert found[0, width - len(own) :, 0].tolist() == [n + more for n in own]
+        pages = {page for table in layer.tables for page in table}
+        assert len(pages) + len(layer._free) == layer.key_pages.shape[0]
+        assert not pages & set(layer._free)
