@@ -208,7 +208,8 @@ class Placeholders:
 
     def _resized(self, input_ids: Tensor, count: int, given: Mapping[str, Any]) -> list[list[int]] | None:
         """The same where images are all of one size; None where it is ``count``, as configured."""
-        sizes = {own for medium in self._family.media for own in self._counts(medium, given) or ()}
+        present = [medium for medium in self._family.media if given.get(medium.pixels) is not None]
+        sizes = {own for medium in present for own in self._counts(medium, given) or ()}
         if sizes <= {count}:
             return None
         size = sizes.pop()
