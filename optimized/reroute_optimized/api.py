@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
@@ -14,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder
 from .decoder import Decoder
+from .fused.blocks import check_fusable
 from .generating import generating_class
 from .nuwa import FirstStage
+from .prefix import Prefix, make_prefix
 from .prompt import Placeholders, arguments
 from .records import Prefill
 from .router import Router
@@ -26,13 +29,12 @@ class Routed:
     """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill.
 
     Attributes:
-        backend: the backend that was taken, ``"torch"``.
+        backend: the backend that was taken, ``"torch"`` or ``"triton"``.
     """
-
-    backend: str = "torch"
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self.backend = "triton" if router.fused else "torch"
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -53,6 +55,21 @@ class Routed:
         """The plan of every batch row."""
         return list(self._last("plan").layout.plans)
 
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any]) -> Prefix:
+        """Run what many prompts begin with, once: the blocks before the first decision, which every row runs.
+
+        ``with prefix:`` prefills start after it; see :class:`Prefix`. The last prefill stays readable.
+
+        Args:
+            inputs: what the model's processor returns for the beginning of a prompt, images included; or one request's
+                ``inputs_embeds`` [1, P, d].
+
+        Raises:
+            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
+        """
+        return make_prefix(self._router, inputs)
+
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:
             raise RerouteError(what, "no prefill has finished yet", "run the model first")
@@ -67,7 +84,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     Args:
         model: a transformers model of a described family, in eval mode when it runs.
         schedule: a Schedule, the name of a preset, or the path of a JSON file.
-        backend: ``"torch"``; ``"auto"`` takes it.
+        backend: ``"torch"``, which ``"auto"`` takes, or ``"triton"``.
 
     Raises:
         RerouteError: an unknown family, backend or schedule; a schedule this backend does not run; a model that is
@@ -82,8 +99,10 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     check_decoder(decoder)
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
+    if backend == "triton":
+        check_fusable(decoder)
     stage = _first_stage(model, family, schedule)
-    router = Router(model, decoder, family, loaded, stage)
+    router = Router(model, decoder, family, loaded, stage, backend == "triton")
     placeholders = None
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, router, stage is not None)
@@ -139,9 +158,7 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def _check_backend(backend: str) -> None:
-    if backend == "triton":
-        raise RerouteError("backend", "'triton' is not built yet", "use 'torch'")
-    if backend not in ("auto", "torch"):
+    if backend not in ("auto", "torch", "triton"):
         raise RerouteError("backend", f"{backend!r} is not known", "known: 'auto', 'torch', 'triton'")
 
 

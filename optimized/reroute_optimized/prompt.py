@@ -99,7 +99,7 @@ class Placeholders:
             check_prompt(self._model, self._family, input_ids, given)
             if not continues:
                 check_attention_mask(given.get("attention_mask"), *input_ids.shape)
-        added: dict[str, Any] = {}
+        added: dict[str, Any] = {} if input_ids is None else {"prompt_ids": input_ids}
         if self._family.carried and isinstance(input_ids, Tensor):
             added["input_ids"] = input_ids.long()  # transformers counts three coordinates in no other type
         # a single row is never routable; a decode step needs no mask

@@ -25,6 +25,7 @@ class TorchTarget:
     """Backend ``torch`` behind the target protocol."""
 
     name = "optimized-torch"
+    backend = "torch"
     profiles = frozenset(
         {
             "core",
@@ -37,6 +38,7 @@ class TorchTarget:
             "methods",
             "presets",
             "nuwa",
+            "prefix",
             "low-precision",
             "hf",
         }
@@ -96,7 +98,7 @@ class TorchTarget:
             head_dim] after prefill; ``decode_logits`` [T, vocab] with ``continuation``.
         """
         network: Any = _network(model)
-        with routed(network, schedule, backend="torch") as result:
+        with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
             answers = session.forward(inputs, None, Probe(decisions))
             steps = []
@@ -116,7 +118,7 @@ class TorchTarget:
         config, ends = network.generation_config, network.generation_config.eos_token_id
         config.eos_token_id = None
         try:
-            with routed(network, schedule, backend="torch"):
+            with routed(network, schedule, backend=self.backend):
                 tokens: Tensor = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         finally:
             config.eos_token_id = ends
@@ -140,7 +142,7 @@ class TorchTarget:
         """
         network: Any = _network(model)
         done: list[list[dict[str, Any]] | Exception] = []
-        with routed(network, schedule, backend="torch") as result:
+        with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
             for operation in operations:
                 try:
@@ -148,6 +150,23 @@ class TorchTarget:
                 except RerouteError as refusal:
                     done.append(refusal)
         return done
+
+    @torch.no_grad()
+    def run_prefix(
+        self, model: Model, inputs: Sequence[Mapping[str, Tensor]], schedule: Schedule, rows: int
+    ) -> list[list[dict[str, Any]]]:
+        """As :meth:`run`, of one batch after another, all of which start after the first ``rows`` rows of the first one.
+
+        Raises:
+            RerouteError: a batch that does not begin with those rows.
+        """
+        network: Any = _network(model)
+        beginning = {
+            name: tensor[:, :rows] if name != "position_ids" else tensor[..., :rows]
+            for name, tensor in inputs[0].items()
+        }
+        with routed(network, schedule, backend="torch") as result, result.prefix(beginning):
+            return [Session(network, result).forward(batch, None, Probe()) for batch in inputs]
 
     def schedule(
         self,
@@ -175,13 +194,16 @@ def torch_target() -> TorchTarget:
     return TorchTarget()
 
 
-def triton_target() -> TorchTarget:
-    """The target of backend ``triton``.
+class TritonTarget(TorchTarget):
+    """Backend ``triton`` behind the target protocol."""
 
-    Raises:
-        RerouteError: always, until it is built.
-    """
-    raise RerouteError("backend", "'triton' is not built yet", "use 'torch'")
+    name = "optimized-triton"
+    backend = "triton"
+
+
+def triton_target() -> TritonTarget:
+    """The target of backend ``triton``."""
+    return TritonTarget()
 
 
 def _network(model: Model) -> nn.Module:
