@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import check_applicable, check_decoder, check_generation, is_hooked
+from .checks import check_applicable, check_decoder
 from .decoder import Decoder
 from .fused.blocks import check_fusable
-from .generation import Generation
+from .generating import generating_class
 from .nuwa import FirstStage
 from .prefix import Prefix, make_prefix
-from .prompt import Placeholders, arguments, check_companions
+from .prompt import Placeholders, arguments
 from .records import Prefill
 from .router import Router
-from .text_model import routed_class, router_of
+from .text_model import Swapped, become, routed_class, router_of
 
 
 class Routed:
@@ -106,15 +105,17 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     router = Router(model, decoder, family, loaded, stage, backend == "triton")
     placeholders = None
     if family.merger is not None:
-        placeholders = Placeholders(model, family, loaded, stage is not None)
-    handles = [] if placeholders is None else placeholders.register()
+        placeholders = Placeholders(model, family, loaded, router, stage is not None)
+    handles: list[RemovableHandle | Swapped] = []
+    if placeholders is not None:
+        handles += placeholders.register()
     if stage is not None:
         handles += stage.register()
     if loaded.action == "delete" or stage is not None:
         handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
-    _become(decoder.module, routed_class(text, router))
-    model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
+    become(decoder.module, routed_class(text, router))
+    model.__class__ = generating_class(top, placeholders, family, handles, (top, text))
     return Routed(router)
 
 
@@ -130,15 +131,12 @@ def remove(model: nn.Module) -> None:
     if router is None:
         raise RerouteError("model", "is not routed", "call apply(model, schedule) first")
     router.check_module(module)
-    lock = router.hold()
-    try:
+    with router.claimed():
         handles, (top, text) = getattr(type(model), "_reroute_undo")  # noqa: B009  # a dynamic class, unknown to mypy
         for handle in handles:
             handle.remove()
-        _become(module, text)
+        become(module, text)
         model.__class__ = top
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -157,13 +155,6 @@ def base_of(model: nn.Module) -> nn.Module:
     base = getattr(model, "get_base_model", None)
     inner: nn.Module = base() if callable(base) else model
     return inner
-
-
-def _become(module: nn.Module, new: type[nn.Module]) -> None:
-    """Make ``module`` an instance of ``new``, under accelerate's hook where it has one."""
-    module.__class__ = new
-    if is_hooked(module):
-        module.__dict__["_old_forward"] = new.forward.__get__(module)
 
 
 def _check_backend(backend: str) -> None:
@@ -194,32 +185,3 @@ def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             "removed rows have no logits, under action 'delete' and after Nüwa's first stage",
             "leave labels out, or use another schedule",
         )
-
-
-def _generating_class(
-    base: Any,
-    router: Router,
-    placeholders: Placeholders | None,
-    family: Family,
-    handles: list[RemovableHandle],
-    undo: tuple[type, type],
-) -> type[nn.Module]:
-    """A subclass of the model's class, of the same name (saving writes it), whose ``generate`` refuses what cannot be."""
-
-    @functools.wraps(base.generate)
-    def generate(
-        self: nn.Module, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        cached = check_generation(self, generation_config, kwargs)
-        check_companions(family, {"input_ids": inputs, **kwargs})
-        router.generation = Generation(
-            cached, kwargs.pop("visual_mask", None), kwargs.pop("visual_images", None)
-        )
-        try:
-            with nullcontext() if placeholders is None else placeholders.keeping():
-                return base.generate(self, inputs, generation_config, *args, **kwargs)
-        finally:
-            router.generation = None
-
-    namespace = {"generate": generate, "_reroute_undo": (handles, undo), "__module__": base.__module__}
-    return type(base.__name__, (base,), {**namespace, "__doc__": base.__doc__})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from reroute_spec import RerouteError
@@ -125,27 +126,39 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 "go on with it while the model is routed",
             )
 
-    def to(self, device: torch.device | str) -> RoutedCache:
-        """Move every key, value and state to ``device``; returns the cache itself."""
+    def to(self, device: torch.device | str | int | None, *, non_blocking: bool | None = None) -> RoutedCache:
+        """Move every key, value and state to ``device``; returns the cache itself.
+
+        Args:
+            device: None leaves everything where it is.
+            non_blocking: as for tensors. ``False`` by name is what accelerate's hooks give with whatever goes through a
+                module; keys and values stay with their blocks then, as those of a DynamicCache, which has no ``to``.
+        """
+        if device is None or non_blocking is False or self.routing is None or self.routing.open:
+            return self
+        where, wait = torch.device(device), bool(non_blocking)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(where, non_blocking=wait)
+
         for layer in self.layers:
             if is_state(layer):
                 for states in (layer.conv_states, layer.recurrent_states):
                     states.update(
-                        {i: state if state is None else state.to(device) for i, state in states.items()}
+                        {i: state if state is None else moved(state) for i, state in states.items()}
                     )
             elif isinstance(layer, PagedLayer):
-                layer.to(device)
+                layer.to(where)
             elif layer.is_initialized:
-                layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-            layer.device = torch.device(device)
-        if self.routing is not None:
-            state = self.routing
-            state.held = [
-                Held(held.first, held.last, None if held.valid is None else held.valid.to(device))
-                for held in state.held
-            ]
-            state.num_rows, state.hidden_columns = state.num_rows.to(device), state.hidden_columns.to(device)
-            state.next_positions, state.reach = state.next_positions.to(device), state.reach.to(device)
+                layer.keys, layer.values = moved(layer.keys), moved(layer.values)
+            layer.device = where
+        state = self.routing
+        state.held = [
+            Held(held.first, held.last, None if held.valid is None else moved(held.valid))
+            for held in state.held
+        ]
+        state.num_rows, state.hidden_columns = moved(state.num_rows), moved(state.hidden_columns)
+        state.next_positions, state.reach = moved(state.next_positions), moved(state.reach)
         return self
 
     def reset(self) -> None:
@@ -167,17 +180,29 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             self.reorder_cache(torch.arange(len(rows), device=rows.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the requests of ``indices`` (integers, or a bool mask)."""
+        """Keep the requests of ``indices`` (integers, or a bool mask).
+
+        Raises:
+            RerouteError: no tensor.
+        """
+        if not isinstance(indices, Tensor):
+            raise RerouteError("indices", f"are a {type(indices).__name__}", "give a tensor")
         if self.routing is not None:
             rows = torch.arange(len(self.routing.num_rows), device=self.routing.num_rows.device)
             self.reorder_cache(rows[indices.to(rows.device)])
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: SupportsIndex) -> None:
         """Forget the last ``-tokens_to_remove`` rows, at most back to the end of the last routed turn.
 
         Raises:
-            RerouteError: a positive number, more rows than came after that turn, or blocks of linear attention.
+            RerouteError: no integer, a positive number, more rows than came after that turn, or blocks of linear
+                attention.
         """
+        try:
+            tokens_to_remove = operator.index(tokens_to_remove)  # a tensor's too
+        except TypeError:
+            what = type(tokens_to_remove).__name__
+            raise RerouteError("tokens_to_remove", f"is a {what}", "give an integer") from None
         later = 0 if self.routing is None else int(self.routing.reach.min())
         states = any(is_state(layer) for layer in self.layers)
         if tokens_to_remove > 0 or -tokens_to_remove > later or (tokens_to_remove and states):
@@ -224,6 +249,19 @@ def make_cache(decoder: Decoder) -> RoutedCache:
     return RoutedCache(config=decoder.config) if decoder.hybrid else RoutedCache()
 
 
+_FIT = "pass none, an empty DynamicCache, or the cache of a routed prefill"
+
+
+def check_kind(cache: Any) -> None:
+    """Refuse a cache of another kind than a dynamic one.
+
+    Raises:
+        RerouteError: naming ``past_key_values``.
+    """
+    if cache is not None and type(cache) not in (DynamicCache, RoutedCache):
+        raise RerouteError("past_key_values", f"a {type(cache).__name__} is not routed", _FIT)
+
+
 def check_cache(cache: Any, decoder: Decoder) -> bool:
     """Whether ``cache`` holds rows of an earlier turn; anything that is no fit cache is refused.
 
@@ -232,9 +270,8 @@ def check_cache(cache: Any, decoder: Decoder) -> bool:
     """
     if cache is None:
         return False
-    field, remedy = "past_key_values", "pass none, an empty DynamicCache, or the cache of a routed prefill"
-    if type(cache) not in (DynamicCache, RoutedCache):
-        raise RerouteError(field, f"a {type(cache).__name__} is not routed", remedy)
+    check_kind(cache)
+    field, remedy = "past_key_values", _FIT
     if cache.offloading:
         raise RerouteError(field, "an offloaded cache is not routed", remedy)
     foreign = {type(layer).__name__ for layer in cache.layers if type(layer) not in _layers(decoder)}

@@ -10,7 +10,7 @@ from reroute_reference.families import Family, check_attention
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor, nn
 
-from .cache import RoutingState
+from .cache import RoutingState, check_kind
 from .decoder import Decoder
 from .masks import check_implementation
 
@@ -188,6 +188,19 @@ def check_position_ids(position_ids: Any, batch: int, columns: int, mrope: bool)
     return position_ids[1:] if tuple(coordinates) == (4,) else position_ids
 
 
+def check_requests(state: RoutingState, batch: int) -> None:
+    """Refuse another number of requests than ``state``'s cache holds.
+
+    Raises:
+        RerouteError: naming ``past_key_values``.
+    """
+    held = len(state.num_rows)
+    if held != batch:
+        raise RerouteError(
+            "past_key_values", f"holds {held} requests, {batch} are given", "give as many as were cached"
+        )
+
+
 def check_later_turn(state: RoutingState, batch: int, columns: int, attention_mask: Any) -> None:
     """Refuse what a turn after the prefill cannot hold. Reads the masks of chunks, never of a single row.
 
@@ -199,13 +212,8 @@ def check_later_turn(state: RoutingState, batch: int, columns: int, attention_ma
     Raises:
         RerouteError: another batch size, padding.
     """
+    check_requests(state, batch)
     cached = state.num_rows + state.hidden_columns
-    if len(cached) != batch:
-        raise RerouteError(
-            "past_key_values",
-            f"holds {len(cached)} requests, {batch} are given",
-            "give as many as were cached",
-        )
     if attention_mask is None:
         return
     if (
@@ -244,6 +252,7 @@ def check_generation(model: nn.Module, generation_config: Any, keywords: Mapping
         configured = (getattr(config, name, None) for config in (generation_config, own))
         return [value for value in (keywords.get(name), *configured) if value is not None]
 
+    check_kind(keywords.get("past_key_values"))
     for kind in values("cache_implementation"):
         if kind not in _DYNAMIC:
             raise RerouteError(

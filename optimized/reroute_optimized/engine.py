@@ -51,7 +51,7 @@ class Turn:
         past: what the cache held before; None in a first turn.
         probe: see :class:`Probe`.
         tables: [B, K] selections to run instead of deciding, one per decision: nothing is scored then.
-        keep_hidden_states: whether to collect the stream at every block's input, and the final states.
+        keep_hidden_states: whether to collect the embeddings, the stream after every block, and the final states.
         opening: what the blocks before the first decision made of the first rows of every request; a first turn without
             collected states may start there.
     """
@@ -165,15 +165,15 @@ class Turn:
                 hidden = decoder.run_block(layer, hidden, rotary, masks[part], self._cache)
             else:
                 hidden = run_linear(decoder, layer, hidden, rotary, stage, real, self._cache, past)
+            if self.hidden_states is not None:  # what the block returns, as transformers has it
+                whole = hidden if stream is None or rows is None else stream.snapshot(rows, hidden)
+                self.hidden_states.append(whole)
             if features is not None:
                 hidden = features.add(
                     layer, hidden.to(features.flat.device), None if rows is None else rows.columns
                 )
                 if stream is not None:
                     stream.bypass(layer, features)
-            if self.hidden_states is not None:
-                whole = hidden if stream is None or rows is None else stream.snapshot(rows, hidden)
-                self.hidden_states.append(whole)
         return hidden, rotary
 
     def _mask(self, layer: int, real: Tensor | None, hidden: Tensor) -> Tensor | None:

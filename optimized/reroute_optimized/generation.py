@@ -11,6 +11,11 @@ from .decoder import largest
 from .layout import Flags
 from .records import Prefill
 
+GENERATION = "reroute_generation"
+"""Keyword argument that the steps of a ``generate`` carry down to the text decoder, and nobody else's forwards."""
+CLAIM = "reroute_claim"
+"""Keyword argument by which the text decoder knows the forward that it is a part of."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -80,7 +85,7 @@ class Generation:
     def mask_for(self, batch: int, columns: int) -> Tensor | None:
         """The caller's mask for a prefill of ``batch`` requests."""
         mask = self.visual_mask
-        if mask is None or mask.ndim != 2 or mask.shape[1] != columns or batch % len(mask):
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != columns or batch % len(mask):
             return mask
         return mask.repeat_interleave(batch // len(mask), dim=0)
 

@@ -7,6 +7,7 @@ features, wherever transformers keeps, repeats or merges them. The text decoder 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,18 @@ _OTHERWISE = "1/10"
 _TIERS = {"64": (1, 112), "128": (2, 224), "192": (3, 336)}
 """Candidates of every 2 x 2 region, and pillars."""
 _DROPPED = -torch.inf
+
+
+class _Encoding(threading.local):
+    """What hooks hand on within one encoding; ``generate`` encodes outside of a forward, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.metric: Tensor | None = None
+        self.states: list[Tensor] = []
+        self.pillars: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Encoding:
+        return _Encoding()
 
 
 class FirstStage:
@@ -67,9 +80,7 @@ class FirstStage:
                 "Nüwa's first stage is defined for 24 x 24 patches, 24 blocks and one block's patches",
             )
         self._scoring = (layer if layer >= 0 else _DEPTH + 1 + layer) - 1
-        self._metric: Tensor | None = None
-        self._states: list[Tensor] = []
-        self._pillars: Tensor | None = None
+        self._own = _Encoding()
         self.chosen: tuple[Tensor, Tensor] | None = None
 
     def register(self) -> list[RemovableHandle]:
@@ -97,22 +108,28 @@ class FirstStage:
         query = part(attention, self._tower.query)(normed[:, :1]).view(shape)
         keys = part(attention, self._tower.key)(normed).view(shape)
         logits = torch.einsum("nqhd,nphd->nhp", _wide(query), _wide(keys)) * attention.scale
-        self._metric = logits.softmax(-1).sum(1)[:, 1:]
+        self._own.metric = logits.softmax(-1).sum(1)[:, 1:]
 
     def _remember(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         hidden: Tensor = output if isinstance(output, Tensor) else output[0]
         if block is self._blocks[_AVERAGED[0] - 1]:
-            self._states = []  # of a forward that broke off
-        self._states.append(hidden[:, 1:])
+            self._own.states = []  # of a forward that broke off
+        self._own.states.append(hidden[:, 1:])
 
     def _gather(self, projector: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The projector's input [n, 576, d] with a feature of its own in every pillar's place."""
-        if self._metric is None or len(self._states) != len(_AVERAGED):
+        if self._own.metric is None or len(self._own.states) != len(_AVERAGED):
             return args
-        metric, features = self._metric, args[0]
-        similar = torch.stack([_wide(state) for state in self._states]).mean(0)
-        self._metric, self._states = None, []
-        pillars = self._pillars = choose_pillars(metric, self._candidates, self.kept)
+        metric, features = self._own.metric, args[0]
+        if features.shape[1] != PATCHES:
+            raise RerouteError(
+                "vision_feature_select_strategy",
+                f"selects {features.shape[1]} features of an image",
+                f"Nüwa's first stage is defined for its {PATCHES} patches: leave it out",
+            )
+        similar = torch.stack([_wide(state) for state in self._own.states]).mean(0)
+        self._own.metric, self._own.states = None, []
+        pillars = self._own.pillars = choose_pillars(metric, self._candidates, self.kept)
         self.chosen = metric, pillars
         weights = pillar_weights(metric, pillars, similar)
         gathered = (weights @ _wide(features)).to(features.dtype)
@@ -121,9 +138,9 @@ class FirstStage:
 
     def _mark(self, projector: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """The projector's output with dropped patches marked."""
-        if self._pillars is None:
+        if self._own.pillars is None:
             return output
-        pillars, self._pillars = self._pillars, None
+        pillars, self._own.pillars = self._own.pillars, None
         dropped = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
         return output.masked_fill(dropped.scatter(1, pillars, False)[..., None], _DROPPED)
 

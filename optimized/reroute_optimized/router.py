@@ -20,7 +20,7 @@ from .decoder import Decoder, counted
 from .deepstack import DeepStack
 from .engine import Rows, Turn
 from .fused.turn import FusedTurn
-from .generation import Generation, Prompt
+from .generation import CLAIM, GENERATION, Generation, Prompt
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
 from .nuwa import FirstStage
@@ -45,7 +45,6 @@ class Router:
         fused: whether first turns run on the fused engine.
         last: the last prefill, or later turn with visual rows, that finished; or None.
         probe: for a conformance run; None otherwise.
-        generation: the call of ``generate`` that a forward is a step of; it reads the last column.
         prefix: where prefills start; None: at their own first row.
     """
 
@@ -64,25 +63,37 @@ class Router:
         self.fused = fused
         self.last: Prefill | None = None
         self.probe: Probe | None = None
-        self.generation: Generation | None = None
         self.prefix: Prefix | None = None
         self._recorded: list[Recorded] | None = None
         self._stage = stage
         self._has_placeholders = family.merger is not None
         self._features_per_image = features_per_image(model)
         self._busy = threading.Lock()
+        self._claim: object | None = None
 
-    def hold(self) -> threading.Lock:
-        """The lock of a forward, taken.
+    @contextmanager
+    def claimed(self, own: object | None = None) -> Iterator[object]:
+        """The model for one forward; what is yielded lets the inner parts of that forward in, and nobody else.
+
+        Args:
+            own: what an outer part of the same forward was given.
 
         Raises:
-            RerouteError: a forward of this model is running.
+            RerouteError: a forward of this model is running; nothing has been touched then.
         """
+        if own is not None and own is self._claim:
+            yield own
+            return
         if not self._busy.acquire(blocking=False):
             raise RerouteError(
                 "model", "a forward of this routed model is running", "run one forward at a time"
             )
-        return self._busy
+        claim = self._claim = object()
+        try:
+            yield claim
+        finally:
+            self._claim = None
+            self._busy.release()
 
     def check_module(self, module: nn.Module) -> None:
         """Refuse a copy of the routed module: it shares this router, which would run the original's weights.
@@ -109,29 +120,27 @@ class Router:
         """What the swapped class calls; arguments as transformers', plus ``visual_mask`` [B, S] bool and, for
         ``scope = image``, ``visual_images``: per request the rows of its images.
         """
-        lock = self.hold()
-        try:
+        keywords = dict(keywords)
+        generation: Generation | None = keywords.pop(GENERATION, None)
+        with self.claimed(keywords.pop(CLAIM, None)):
             checks.check_mode(self.decoder)
             checks.check_keywords(self.decoder, keywords)
             filled = check_cache(cache, self.decoder)
-            keywords = dict(keywords)
-            if self.generation is not None and not filled:
+            if generation is not None and generation.visual_mask is not None and not filled:
                 rows = input_ids if inputs_embeds is None else inputs_embeds
-                if rows is not None and self.generation.visual_mask is not None:
-                    visual_mask = self.generation.mask_for(len(rows), rows.shape[1])
-                    keywords["visual_images"] = self.generation.images_for(len(rows))
+                if rows is not None:
+                    visual_mask = generation.mask_for(len(rows), rows.shape[1])
+                    keywords["visual_images"] = generation.images_for(len(rows))
             request = read_request(
                 self.decoder, input_ids, inputs_embeds, attention_mask, position_ids, visual_mask, keywords
             )
             if filled:
-                final, hidden = self._later(cache, request)
+                final, hidden = self._later(cache, request, generation)
             else:
                 wanted = cache is not None or (
                     self.decoder.config.use_cache if use_cache is None else use_cache
                 )
-                final, hidden, cache = self._prefill(cache, wanted, request)
-        finally:
-            lock.release()
+                final, hidden, cache = self._prefill(cache, wanted, request, generation)
         output = BaseModelOutputWithPast(
             last_hidden_state=final,
             past_key_values=cache,
@@ -140,7 +149,9 @@ class Router:
         as_dict = keywords.get("return_dict", getattr(self.decoder.config, "return_dict", True))
         return output.to_tuple() if as_dict is False else output
 
-    def _later(self, cache: RoutedCache, request: Request) -> tuple[Tensor, list[Tensor] | None]:
+    def _later(
+        self, cache: RoutedCache, request: Request, generation: Generation | None
+    ) -> tuple[Tensor, list[Tensor] | None]:
         """A turn on top of a filled cache, which is left as it was if a block raises."""
         state = cache.routing
         assert state is not None  # check_cache saw it filled
@@ -158,7 +169,7 @@ class Router:
             if visual is not None and any(map(any, visual)):
                 return self._routed_turn(cache, request, visual, featured)
             # generate may count on from the last row, which need not have the largest coordinate
-            positions = request.positions if self.generation is None else None
+            positions = request.positions if generation is None else None
             hidden = [request.embeddings]
             watched = request.keep_hidden_states or self.probe is not None
             observe = hidden.append if watched else None
@@ -193,7 +204,7 @@ class Router:
         return final, turn.hidden_states
 
     def _prefill(
-        self, cache: Any, wanted: bool, request: Request
+        self, cache: Any, wanted: bool, request: Request, generation: Generation | None
     ) -> tuple[Tensor, list[Tensor] | None, RoutedCache | None]:
         """Routes a batch of prompts. The caller's cache is touched only when everything has succeeded."""
         shape, device = request.shape, request.embeddings.device
@@ -207,7 +218,6 @@ class Router:
         mask = None if request.features is None else request.features[0]
         real, visual, featured = read_masks(shape, request.attention_mask, request.visual_mask, mask)
         real, visual = real or flags(shape, True), visual or flags(shape, False)
-        generation = self.generation
         prompt = None if generation is None else generation.prompt
         if generation is not None and not all(row[-1] for row in real):
             raise RerouteError(

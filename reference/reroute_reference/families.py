@@ -119,14 +119,16 @@ class VisionTower:
         return [block for block in self.module(model).modules() if self.block_name in _class_names(block)]
 
 
-def _llava_features_per_image(config: Any) -> int:
+def _llava_features_per_image(config: Any, strategy: str | None = None) -> int:
     vision = config.vision_config
     patches = int(vision.image_size // vision.patch_size) ** 2
-    return patches + int(config.vision_feature_select_strategy == "full")  # "full" keeps the class token
+    strategy = strategy or config.vision_feature_select_strategy
+    return patches + int(strategy == "full")  # "full" keeps the class token
 
 
 def _llava_features(config: Any, inputs: Mapping[str, Any]) -> list[int]:
-    return [_llava_features_per_image(config)] * len(inputs["pixel_values"])
+    one = _llava_features_per_image(config, inputs.get("vision_feature_select_strategy"))
+    return [one] * len(inputs["pixel_values"])
 
 
 def _grid_features(name: str) -> Callable[[Any, Mapping[str, Any]], list[int]]:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import cpu_offload, dispatch_model
+from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
 from reroute_optimized import apply, remove, routed
 from reroute_reference import run
@@ -91,3 +92,22 @@ def test_a_users_hooks_run_and_stay():
     assert calls == ["block", "decoder", "model"] * 2
     for handle in handles:
         handle.remove()
+
+
+def test_weights_that_are_offloaded_are_fetched_while_the_cache_stays():
+    inputs = tiny.llava_inputs(ROWS)
+    plain = tiny.llava()
+    with routed(plain, ROUTE):
+        expected, tokens = plain(**inputs).logits, plain.generate(**inputs, **OPTIONS)
+    model = cpu_offload(tiny.llava(), torch.device("cpu"))
+    with routed(model, ROUTE):
+        out = model(**inputs)
+        assert torch.equal(out.logits, expected)
+        assert torch.equal(model.generate(**inputs, **OPTIONS), tokens)
+        assert torch.equal(model.generate(**inputs, **OPTIONS, use_cache=False), tokens)
+        cache, where = out.past_key_values, [layer.keys for layer in out.past_key_values.layers]
+        assert send_to_device({"past_key_values": cache}, "meta")["past_key_values"] is cache
+        assert cache.to(None) is cache
+        assert all(layer.keys is keys for layer, keys in zip(cache.layers, where, strict=True))
+        model(input_ids=torch.tensor([[5, 6], [7, 8]]), past_key_values=cache)
+    assert cache.to("meta", non_blocking=True).layers[0].keys.is_meta

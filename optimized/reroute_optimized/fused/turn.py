@@ -310,6 +310,12 @@ class FusedTurn(Turn):
 
     def _between(self, stage: PackedStage, layer: int, rows: Tensor, active: Tensor | None) -> None:
         features, alive = self._rows.features, self._alive
+        if self.hidden_states is not None:  # what the block returns, as transformers has it
+            if active is not None and self._schedule.action == "delete":
+                self.hidden_states.append(stage.output(rows, torch.nan))
+            else:
+                whole = rows if active is None else alive.stream.index_copy(0, active.long(), rows)
+                self.hidden_states.append(self._rectangle(whole)[0])
         if features is not None and layer < len(features.features):
             assert self._features is not None
             own = features.features[layer]
@@ -323,12 +329,6 @@ class FusedTurn(Turn):
                 ):  # the deferred get theirs; the active are overwritten later
                     alive.stream.add_(table.index_select(0, of_alive))
                 rows.add_(table.index_select(0, of_alive.index_select(0, active)))
-        if self.hidden_states is not None:
-            if active is not None and self._schedule.action == "delete":
-                self.hidden_states.append(stage.output(rows, torch.nan))
-            else:
-                whole = rows if active is None else alive.stream.index_copy(0, active.long(), rows)
-                self.hidden_states.append(self._rectangle(whole)[0])
 
     def _of_alive(self, table: Tensor) -> Tensor:
         """Entries of a table over the prompt's rows [T], of the rows alive [W]."""
