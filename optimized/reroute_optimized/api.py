@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .nuwa import FirstStage
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
 from .router import Router
+from .shards import Shards, check_shards, lost_processes_told
 from .text_model import routed_class, router_of
 
 
@@ -32,8 +33,16 @@ class Routed:
 
     backend: str = "torch"
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
+        self._shards = shards
+
+    @property
+    def shards(self) -> int:
+        """Processes among which the heads are divided; 1 where each has the whole model, as it has of a family without a
+        tensor-parallel plan.
+        """
+        return 1 if self._shards is None else self._shards.size
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -83,6 +92,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     check_decoder(decoder)
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
+    shards = check_shards(decoder)
     stage = _first_stage(model, family, schedule)
     router = Router(model, decoder, family, loaded, stage)
     placeholders = None
@@ -95,8 +105,9 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
         handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
     _become(decoder.module, routed_class(text, router))
-    model.__class__ = _generating_class(top, router, placeholders, family, handles, (top, text))
-    return Routed(router)
+    undo = handles, (top, text)
+    model.__class__ = _generating_class(top, router, placeholders, family, shards, undo)
+    return Routed(router, shards)
 
 
 def remove(model: nn.Module) -> None:
@@ -184,8 +195,8 @@ def _generating_class(
     router: Router,
     placeholders: Placeholders | None,
     family: Family,
-    handles: list[RemovableHandle],
-    undo: tuple[type, type],
+    shards: Shards | None,
+    undo: tuple[list[RemovableHandle], tuple[type, type]],
 ) -> type[nn.Module]:
     """A subclass of the model's class, of the same name (saving writes it), whose ``generate`` refuses what cannot be."""
 
@@ -204,5 +215,17 @@ def _generating_class(
         finally:
             router.generation = None
 
-    namespace = {"generate": generate, "_reroute_undo": (handles, undo), "__module__": base.__module__}
+    namespace = {"generate": generate, "_reroute_undo": undo, "__module__": base.__module__}
+    if shards is not None:
+        namespace["__call__"] = _telling(base, shards)
     return type(base.__name__, (base,), {**namespace, "__doc__": base.__doc__})
+
+
+def _telling(base: Any, shards: Shards) -> Callable[..., Any]:
+    """A call of the model that says so where another process is gone."""
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with lost_processes_told(shards):
+            return base.__call__(self, *args, **kwargs)
+
+    return call

@@ -15,6 +15,7 @@ from .api import routed
 from .first_stage import first_stage
 from .probe import Probe, Replay
 from .selection import select_places
+from .target_ranks import in_processes, processes, shared
 from .target_session import Session
 
 Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
@@ -37,12 +38,18 @@ class TorchTarget:
             "methods",
             "presets",
             "nuwa",
+            "shards",
             "low-precision",
             "hf",
         }
     )
     families = frozenset({"llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5"})
-    device = "cpu"  # where the suite's models are
+
+    @property
+    def device(self) -> str:
+        """Where the suite's models are."""
+        count = processes()
+        return "cpu" if count == 1 else f"cpu, heads divided among {count} processes"
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.
@@ -112,7 +119,7 @@ class TorchTarget:
         self, model: nn.Module, inputs: Mapping[str, Tensor], schedule: Schedule, max_new_tokens: int
     ) -> Tensor:
         """Greedy, exactly ``max_new_tokens`` per request, EOS ignored: prompt and new tokens, [B, S + new]."""
-        network: Any = model
+        network: Any = _network(model)
         config, ends = network.generation_config, network.generation_config.eos_token_id
         config.eos_token_id = None
         try:
@@ -169,6 +176,12 @@ class TorchTarget:
         """What Nüwa's first stage makes of a batch: embeddings, masks and positions of what it leaves."""
         return first_stage(model, inputs, tier)
 
+    def run_shards(
+        self, model: Model, inputs: Mapping[str, Tensor], schedule: Schedule, shards: int
+    ) -> list[list[dict[str, Any]]]:
+        """What each of ``shards`` processes returns of :meth:`run`, with the heads divided among them."""
+        return in_processes(self.run, shards, model, inputs, schedule)
+
 
 def torch_target() -> TorchTarget:
     """The target of backend ``torch``."""
@@ -185,4 +198,4 @@ def triton_target() -> TorchTarget:
 
 
 def _network(model: Model) -> nn.Module:
-    return model if isinstance(model, nn.Module) else canonical.build(*model)
+    return shared(model if isinstance(model, nn.Module) else canonical.build(*model))
