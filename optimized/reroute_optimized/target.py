@@ -179,7 +179,13 @@ class TorchTarget:
     def run_shards(
         self, model: Model, inputs: Mapping[str, Tensor], schedule: Schedule, shards: int
     ) -> list[list[dict[str, Any]]]:
-        """What each of ``shards`` processes returns of :meth:`run`, with the heads divided among them."""
+        """What each of ``shards`` processes returns of :meth:`run`, with the heads divided among them.
+
+        Raises:
+            RerouteError: a transformers model: such a one does not travel to another process whole.
+        """
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "give a canonical decoder")
         return in_processes(self.run, shards, model, inputs, schedule)
 
 

@@ -31,10 +31,11 @@ def processes() -> int:
 
 
 def shared(network: nn.Module) -> nn.Module:
-    """``network`` as the processes of the default group share it: a copy by transformers' own tensor parallelism.
+    """``network`` as the processes of the default group share it: a copy whose heads are divided by transformers' own plan.
 
-    It is itself where there is one process, where transformers has no plan for its text decoder, and where its heads
-    cannot be divided: then every process runs the whole.
+    The rest stays whole, so that its sums round as the suite's tolerances expect: those are of one process's rounding.
+    The network is returned itself where there is one process, where transformers has no plan for its text decoder, and
+    where its heads cannot be divided: then every process runs all of it.
     """
     model: Any = network
     size = processes()
@@ -47,8 +48,7 @@ def shared(network: nn.Module) -> nn.Module:
     ):
         return network
     copy = deepcopy(model)
-    if config.vocab_size % size:  # older transformers divide it evenly or not at all
-        copy.tp_plan = {name: style for name, style in copy.tp_plan.items() if name != "lm_head"}
+    copy.tp_plan = {name: style for name, style in copy.tp_plan.items() if ".self_attn." in name}
     parts: nn.Module = copy.maybe_distribute_model(copy, *_distributed(dist.group.WORLD))
     return parts
 

@@ -51,7 +51,9 @@ def main():
     except RerouteError as error:
         print(f"after {time.monotonic() - started:.1f} s: {error}")
         assert len(result.traces) == 2
-        assert type(model).__name__ == type(model.base_model).__name__.replace("Model", "ForConditionalGeneration")
+        assert type(model).__name__ == type(model.base_model).__name__.replace(
+            "Model", "ForConditionalGeneration"
+        )
         os._exit(0)  # no goodbyes: nobody is there to hear them
 
 

@@ -15,7 +15,9 @@ def test_the_others_say_so_and_end(how, tmp_path):
     torch.save({"llava": {"prefill": inputs}}, tmp_path / "inputs.pt")
     first, second = launch("departing.py", tmp_path, how, until=1)
     assert first.code == 0, first.said[-3000:]
-    assert "process group: another of the 2 processes died, or did not follow within the timeout" in first.said
+    assert (
+        "process group: another of the 2 processes died, or did not follow within the timeout" in first.said
+    )
     waited = float(first.said.split("after ")[-1].split(" s:")[0])
     assert waited < (2 if how == "dies" else 6)  # the timeout that the script sets is 3 s
     assert second.code == (17 if how == "dies" else -9)
