@@ -74,7 +74,7 @@ def in_processes(work: Callable[..., Any], count: int, *given: Any) -> list[Any]
     """What ``work(*given)`` returns in each of ``count`` processes of one gloo group.
 
     Raises:
-        Exception: the first that one of them raised.
+        Exception: what one of them raised; what others raised because it was gone only if there is nothing else.
         BrokenProcessPool: one died.
     """
     message = pickle.dumps((work, given))
@@ -82,11 +82,11 @@ def in_processes(work: Callable[..., Any], count: int, *given: Any) -> list[Any]
         meeting = (Path(folder) / "meeting").as_uri()
         # none takes two: each waits for the others
         asked = [_pool(count).submit(_one_of, rank, count, meeting, message) for rank in range(count)]
-        try:
-            return [pickle.loads(done.result()) for done in asked]
-        except BaseException:
+        raised = [error for error in (done.exception() for done in asked) if error is not None]
+        if raised:
             _pool.cache_clear()
-            raise
+            raise min(raised, key=lambda error: "gloo" in str(error).lower())
+        return [pickle.loads(done.result()) for done in asked]
 
 
 @cache
