@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo mutants port test test-oldest lint format rules proofs
+.PHONY: demo mutants port test test-oldest kernels kernels-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -25,10 +25,18 @@ port: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -n 2
 
-# the fast path on the oldest transformers that it runs with, in a second environment
+# every Triton kernel compiled for sm_80 and sm_90, without a GPU: no spills, no growth; -full: every dtype and head dimension, sm_100 and gfx942 too
+kernels: $(STAMP)
+	$(BIN)/python -m reroute_optimized.kernels.gate
+
+kernels-full: $(STAMP)
+	$(BIN)/python -m reroute_optimized.kernels.gate --full
+
+# the fast path on the oldest transformers and triton that it runs with, in a second environment
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest -n 2 tests/optimized
+	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
 	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,hf --jobs 2 --report $(OLDEST)/report
 
 lint: $(STAMP)
@@ -62,6 +70,6 @@ $(STAMP): pyproject.toml constraints.txt
 $(OLDEST)/.installed: pyproject.toml constraints.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	sed '/^transformers==/d' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==5.17.*' -e '.[dev]'
+	sed -E '/^(transformers|triton)==/d' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==5.17.*' 'triton==3.6.*' -e '.[dev]'
 	touch $(OLDEST)/.installed
