@@ -79,9 +79,12 @@ def main() -> None:
     options = parser.parse_args()
     model, processor = load(options.model)
     processor.tokenizer.padding_side = "left"  # generate goes on from the last column
+    state = processes()
+    if state.num_processes > 1:
+        print(f"process {state.process_index} of {state.num_processes}")
     todo = list(batches(pictures(options.pictures), options.batch))
     with (
-        processes().split_between_processes(todo) as mine,
+        state.split_between_processes(todo) as mine,
         routed(model, options.schedule) as routing,
     ):
         for batch in mine:

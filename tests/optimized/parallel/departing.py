@@ -14,13 +14,13 @@ from transformers import LlavaForConditionalGeneration
 from transformers.distributed import DistributedConfig
 
 FOLDER, HOW, RANK = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
-PATIENCE = 3.0
+PATIENCE = 3.0 if HOW == "stays away" else 90.0
 
 
 def leave(*_):
     if HOW == "dies":
         os._exit(17)
-    time.sleep(60)
+    time.sleep(600)
 
 
 @torch.no_grad()
@@ -51,9 +51,6 @@ def main():
     except RerouteError as error:
         print(f"after {time.monotonic() - started:.1f} s: {error}")
         assert len(result.traces) == 2
-        assert type(model).__name__ == type(model.base_model).__name__.replace(
-            "Model", "ForConditionalGeneration"
-        )
         os._exit(0)  # no goodbyes: nobody is there to hear them
 
 

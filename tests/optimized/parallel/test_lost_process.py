@@ -18,6 +18,6 @@ def test_the_others_say_so_and_end(how, tmp_path):
     assert (
         "process group: another of the 2 processes died, or did not follow within the timeout" in first.said
     )
-    waited = float(first.said.split("after ")[-1].split(" s:")[0])
-    assert waited < (2 if how == "dies" else 6)  # the timeout that the script sets is 3 s
+    # long before the group's timeout where it died, soon after it where it stays away: the script sets 90 and 3 s
+    assert float(first.said.split("after ")[-1].split(" s:")[0]) < 45
     assert second.code == (17 if how == "dies" else -9)

@@ -11,6 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .. import tiny
 from .launch import launch
 
+pytestmark = pytest.mark.timeout(
+    300
+)  # the first test waits for both processes, which may share a core with others
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 SHARDED = ("llava", "qwen2_5_vl", "qwen3_5")
 CASES = [(family, name) for family in FAMILIES for name in ("mean", "max", "delete")]
@@ -80,7 +83,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(folder):
     """What both ranks saw."""
-    ended = launch("ranks.py", folder)
+    ended = launch("ranks.py", folder, timeout=280)
     assert [rank.code for rank in ended] == [0, 0], "\n".join(rank.said[-3000:] for rank in ended)
     return [torch.load(folder / f"seen.{rank}.pt") for rank in (0, 1)]
 
