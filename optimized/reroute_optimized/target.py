@@ -49,7 +49,7 @@ class TorchTarget:
     def device(self) -> str:
         """Where the suite's models are."""
         count = processes()
-        return "cpu" if count == 1 else f"cpu, heads divided among {count} processes"
+        return "cpu" if count == 1 else f"cpu, heads divided among {count} processes where they can be"
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.
