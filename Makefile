@@ -37,7 +37,7 @@ OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest -n 2 tests/optimized
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
-	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,hf --jobs 2 --report $(OLDEST)/report
+	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,prefix,hf --jobs 2 --report $(OLDEST)/report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -41,6 +41,17 @@ def test_a_chat_goes_on_over_turns_and_images(monkeypatch, capsys):
     assert printed.count("visual rows run") == 12
 
 
+def test_many_questions_start_after_one_image(monkeypatch, capsys):
+    run_example(monkeypatch, "many_questions_one_image.py", "--tokens", "2", "--question", "what is it ?")
+    printed = capsys.readouterr().out
+    # user : and 36 rows of the image, in block 0
+    assert "1 questions started after 38 rows in each of the first 1 blocks: 38 rows and" in printed
+    run_example(monkeypatch, "many_questions_one_image.py", "--tokens", "2")
+    printed = capsys.readouterr().out
+    assert printed.count("\n> ") == 4
+    assert "5 questions started after 38 rows" in printed
+
+
 def test_pictures_are_captioned_in_batches(monkeypatch, capsys):
     run_example(monkeypatch, "batch_captioning.py", "--batch", "2", "--schedule", "reroute-pdrop-64")
     printed = capsys.readouterr().out

@@ -19,3 +19,11 @@ def test_the_tiny_example_runs(capsys):
     printed = capsys.readouterr().out
     assert "torch.Size([1, 50]) (46, 19, 19, 19, 19, 19, 19, 19)" in printed
     assert printed.count("rows run") == 4
+
+
+def test_many_questions_about_one_image_are_asked(capsys):
+    names = {}
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    assert names["prefix"].served == 2
+    assert names["prefix"].saved.rows == 38 * len(names["prefix"].saved.blocks) > 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
@@ -15,8 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder, check_generation, is_hooked
 from .decoder import Decoder
+from .fused.blocks import check_fusable
 from .generation import Generation
 from .nuwa import FirstStage
+from .prefix import Prefix, make_prefix
 from .prompt import Placeholders, arguments, check_companions
 from .records import Prefill
 from .router import Router
@@ -28,14 +31,13 @@ class Routed:
     """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill.
 
     Attributes:
-        backend: the backend that was taken, ``"torch"``.
+        backend: the backend that was taken, ``"torch"`` or ``"triton"``.
     """
-
-    backend: str = "torch"
 
     def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
         self._shards = shards
+        self.backend = "triton" if router.fused else "torch"
 
     @property
     def shards(self) -> int:
@@ -63,6 +65,21 @@ class Routed:
         """The plan of every batch row."""
         return list(self._last("plan").layout.plans)
 
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any]) -> Prefix:
+        """Run what many prompts begin with, once: the blocks before the first decision, which every row runs.
+
+        ``with prefix:`` prefills start after it; see :class:`Prefix`. The last prefill stays readable.
+
+        Args:
+            inputs: what the model's processor returns for the beginning of a prompt, images included; or one request's
+                ``inputs_embeds`` [1, P, d].
+
+        Raises:
+            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
+        """
+        return make_prefix(self._router, inputs)
+
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:
             raise RerouteError(what, "no prefill has finished yet", "run the model first")
@@ -77,7 +94,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     Args:
         model: a transformers model of a described family, in eval mode when it runs.
         schedule: a Schedule, the name of a preset, or the path of a JSON file.
-        backend: ``"torch"``; ``"auto"`` takes it.
+        backend: ``"torch"``, which ``"auto"`` takes, or ``"triton"``.
 
     Raises:
         RerouteError: an unknown family, backend or schedule; a schedule this backend does not run; a model that is
@@ -93,8 +110,13 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
     shards = check_shards(decoder)
+    if backend == "triton":
+        if shards is not None:
+            problem = f"'triton' scores by the heads of one process, here {shards.size} share them"
+            raise RerouteError("backend", problem, "use backend='torch'")
+        check_fusable(decoder)
     stage = _first_stage(model, family, schedule)
-    router = Router(model, decoder, family, loaded, stage)
+    router = Router(model, decoder, family, loaded, stage, backend == "triton")
     placeholders = None
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, stage is not None)
@@ -159,9 +181,7 @@ def _become(module: nn.Module, new: type[nn.Module]) -> None:
 
 
 def _check_backend(backend: str) -> None:
-    if backend == "triton":
-        raise RerouteError("backend", "'triton' is not built yet", "use 'torch'")
-    if backend not in ("auto", "torch"):
+    if backend not in ("auto", "torch", "triton"):
         raise RerouteError("backend", f"{backend!r} is not known", "known: 'auto', 'torch', 'triton'")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from .decoder import Decoder
+from .fused.pages import PagedLayer
 from .records import NanGuard
 
 
@@ -132,6 +133,8 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                     states.update(
                         {i: state if state is None else state.to(device) for i, state in states.items()}
                     )
+            elif isinstance(layer, PagedLayer):
+                layer.to(device)
             elif layer.is_initialized:
                 layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
             layer.device = torch.device(device)
@@ -188,15 +191,15 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         if self.routing is None or not tokens_to_remove:
             return
         for layer in self.layers:
-            layer.keys, layer.values = (
-                table[:, :, : table.shape[2] + tokens_to_remove] for table in (layer.keys, layer.values)
-            )
+            _shorten(layer, -tokens_to_remove)
         self.routing.columns += tokens_to_remove
         self.routing.num_rows = self.routing.num_rows + tokens_to_remove
         self.routing.next_positions = self.routing.next_positions[:, :tokens_to_remove]
         self.routing.reach = self.routing.reach + tokens_to_remove
         self.routing.held = [
-            Held(held.first, held.last, None if held.valid is None else held.valid[:, : layer.keys.shape[2]])
+            Held(
+                held.first, held.last, None if held.valid is None else held.valid[:, : layer.get_seq_length()]
+            )
             for held, layer in ((held, self.layers[held.first]) for held in self.routing.held)
         ]
 
@@ -204,6 +207,16 @@ class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
 def is_state(layer: Any) -> bool:
     """Whether a layer of a cache is a state of linear attention, and no rows."""
     return isinstance(layer, LinearAttentionLayer)
+
+
+def _shorten(layer: Any, rows: int) -> None:
+    """Forget the last ``rows`` rows of every request."""
+    if isinstance(layer, PagedLayer):
+        layer.crop(-rows)
+    else:
+        layer.keys, layer.values = (
+            table[:, :, : table.shape[2] - rows] for table in (layer.keys, layer.values)
+        )
 
 
 def make_cache(decoder: Decoder) -> RoutedCache:
@@ -236,7 +249,7 @@ def check_cache(cache: Any, decoder: Decoder) -> bool:
 
 
 def _layers(decoder: Decoder) -> tuple[type, ...]:
-    return (DynamicLayer, LinearAttentionLayer) if decoder.hybrid else (DynamicLayer,)
+    return (DynamicLayer, LinearAttentionLayer) if decoder.hybrid else (DynamicLayer, PagedLayer)
 
 
 def _holds(layer: Any) -> bool:
@@ -283,7 +296,7 @@ class Snapshot:
             if index in self.states:
                 layer.conv_states, layer.recurrent_states = self.states[index]
             else:
-                layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+                _shorten(layer, layer.get_seq_length() - length)
 
 
 def one_request(cache: RoutedCache, layer: int, request: int) -> Any:

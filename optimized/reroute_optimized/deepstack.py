@@ -44,14 +44,17 @@ class DeepStack:
         """
         if layer >= len(self.features):
             return hidden_states
-        features = self.features[layer]
-        flat = hidden_states.flatten(0, 1)
         if columns is None:
-            return flat.index_add(0, self.flat, features).view_as(hidden_states)
+            flat = hidden_states.flatten(0, 1)
+            return flat.index_add(0, self.flat, self.features[layer]).view_as(hidden_states)
+        return hidden_states + self.at(layer, columns)
+
+    def at(self, layer: int, columns: Tensor) -> Tensor:
+        """What is added after block ``layer`` in ``columns`` [B, R] (S for padding): [B, R, d], zero where nothing is."""
+        features = self.features[layer]
         with_none = torch.cat([features, features.new_zeros(1, features.shape[1])])
-        return hidden_states + with_none.index_select(0, self.places.gather(1, columns).flatten()).view_as(
-            hidden_states
-        )
+        rows = with_none.index_select(0, self.places.gather(1, columns).flatten())
+        return rows.view(*columns.shape, -1)
 
     def add_in_place(self, layer: int, rows: Tensor) -> None:
         """Add the features of a boundary to the flattened batch ``rows`` [B * S or more, d]."""

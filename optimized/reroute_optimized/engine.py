@@ -15,6 +15,7 @@ from .decoder import Decoder, PositionEmbeddings, counted
 from .deepstack import DeepStack
 from .layout import DecisionLayout, Layout, StageLayout
 from .masks import causal_mask
+from .opening import Opening, resume
 from .probe import Probe, replayed_tables
 from .records import Decided, NanGuard, Prefill, reads_at_once, refuse_nan
 from .score import Universe, row_scores
@@ -51,6 +52,8 @@ class Turn:
         probe: see :class:`Probe`.
         tables: [B, K] selections to run instead of deciding, one per decision: nothing is scored then.
         keep_hidden_states: whether to collect the stream at every block's input, and the final states.
+        opening: what the blocks before the first decision made of the first rows of every request; a first turn without
+            collected states may start there.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class Turn:
         probe: Probe | None = None,
         tables: Sequence[Tensor] | None = None,
         keep_hidden_states: bool = False,
+        opening: Opening | None = None,
     ) -> None:
         self._decoder, self._schedule, self._rows, self._cache = decoder, schedule, rows, cache
         self._layout, self._past, self._probe, self._tables = rows.layout, past, probe, tables
+        self._opening = opening
         self.hidden_states: list[Tensor] | None = [rows.hidden_states] if keep_hidden_states else None
         self.done = Prefill(
             rows.layout, [], NanGuard(), decoder.attends, None if past is None else past.rows()
@@ -88,6 +93,8 @@ class Turn:
         replay = None if self._probe is None else self._probe.replay
         replayed = None if replay is None else replayed_tables(self._schedule, layout, replay, hidden.device)
         stages = list(layout.stages)
+        if self._opening is not None and self._opening.layers:
+            hidden, stages = self._resumed(self._opening, stages)
         if stages[0].decision is None and layout.real is None:  # dense and unpadded: nothing to gather
             device = hidden.device
             hidden, rotary = self._run_stage(stages[0], None, hidden, rotary, None)
@@ -112,6 +119,17 @@ class Turn:
             compact = compact.to(device)
             stream.scatter(rows, compact, own)
         return self._finish(*stream.result())
+
+    def _resumed(self, opening: Opening, stages: list[StageLayout]) -> tuple[Tensor, list[StageLayout]]:
+        """All rows [B, S, d] after the blocks that ``opening`` has been through, and what is left to run."""
+        rows, layout, layers = self._rows, self._layout, len(opening.layers)
+        hidden, before = resume(
+            self._decoder, opening, layout, rows.hidden_states, rows.rotary, rows.features, self._cache
+        )
+        if before is not None:
+            self._before = Universe(before, rows.rotary, layout.real, layout.queries, layout.asked), None
+        dense = replace(stages[0], first=layers)  # no block where the next stage decides, or nothing does
+        return hidden, stages[1:] if len(stages) > 1 else [dense]
 
     def _run_stage(
         self,

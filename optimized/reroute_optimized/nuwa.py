@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .layout import Flags
-from .selection import compaction
+from .selection import compaction, take
 
 _SIDE, _DEPTH = 24, 24
 PATCHES = _SIDE * _SIDE
@@ -158,10 +158,10 @@ class FirstStage:
         pads = torch.tensor([width - len(row) for row in rows], device=embeddings.device)
         present = torch.tensor(real, device=embeddings.device) & (embeddings[..., 0] != _DROPPED)
         columns, _ = compaction(torch.nn.functional.pad(present, (0, 1)), width, pads)
-        shortened = _take(embeddings, columns)
+        shortened = take(embeddings, columns)
         coordinates = positions.expand(len(rows), -1)[..., None]
         dropped = torch.tensor(images, device=embeddings.device) * (PATCHES - self.kept)
-        batch = Shortened(shortened, _take(coordinates, columns)[..., 0], tuple(images), dropped)
+        batch = Shortened(shortened, take(coordinates, columns)[..., 0], tuple(images), dropped)
         return (
             batch,
             [[False] * (width - len(row)) + [True] * len(row) for row in rows],
@@ -222,9 +222,3 @@ def pillar_weights(metric: Tensor, pillars: Tensor, similar: Tensor) -> Tensor:
 
 def _wide(states: Tensor) -> Tensor:
     return states.to(torch.promote_types(states.dtype, torch.float32))
-
-
-def _take(table: Tensor, columns: Tensor) -> Tensor:
-    """``table`` [B, S, x] at ``columns`` [B, W], zero where a column is S."""
-    padded = torch.cat([table, table.new_zeros(len(table), 1, table.shape[2])], dim=1)
-    return padded.gather(1, columns[..., None].expand(-1, -1, table.shape[2]))

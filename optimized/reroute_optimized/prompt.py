@@ -69,7 +69,7 @@ class Placeholders:
         self._carried = {name: getattr(module, name) for name in self._family.carried}
         for name in self._carried:  # one request's state is no other's
             setattr(module, name, None)
-        added: dict[str, Any] = {}
+        added: dict[str, Any] = {} if input_ids is None else {"prompt_ids": input_ids}
         # a single row is never routable; a decode step needs no mask
         if given.get("visual_mask") is None and input_ids is not None and input_ids.shape[-1] > 1:
             added["visual_mask"] = placeholder_mask(self._model, input_ids)

@@ -19,6 +19,7 @@ class Request:
 
     Attributes:
         embeddings: [B, S, d].
+        ids: [B, S], or None where embeddings were given.
         attention_mask: as given.
         positions: [B or 1, S] or [3, B or 1, S], or None.
         visual_mask: [B, S] bool, or None.
@@ -29,6 +30,7 @@ class Request:
     """
 
     embeddings: Tensor
+    ids: Tensor | None
     attention_mask: Tensor | None
     positions: Tensor | None
     visual_mask: Tensor | None
@@ -68,6 +70,7 @@ def read_request(
     wanted = getattr(decoder.config, "output_hidden_states", False)
     return Request(
         embeddings,
+        keywords.get("prompt_ids") if input_ids is None else input_ids,
         attention_mask,
         positions,
         visual_mask,

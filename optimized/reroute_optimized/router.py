@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from reroute_reference.families import Family, features_per_image
@@ -18,25 +19,34 @@ from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
 from .decoder import Decoder, counted
 from .deepstack import DeepStack
 from .engine import Rows, Turn
+from .fused.turn import FusedTurn
 from .generation import Generation, Prompt
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
 from .nuwa import FirstStage
+from .opening import Opening, begin
 from .probe import Probe
+from .recorded import Recorded
 from .records import Prefill
 from .request import Request, read_request
 from .state import first_state, later_state
+
+if TYPE_CHECKING:
+    from .prefix import Prefix
 
 
 class Router:
     """Everything a routed model remembers: what to do, and what the last prefill decided.
 
     Attributes:
+        model, family: with its head, and what it is.
         decoder: the text decoder.
         schedule: what is decided.
+        fused: whether first turns run on the fused engine.
         last: the last prefill, or later turn with visual rows, that finished; or None.
         probe: for a conformance run; None otherwise.
         generation: the call of ``generate`` that a forward is a step of; it reads the last column.
+        prefix: where prefills start; None: at their own first row.
     """
 
     def __init__(
@@ -46,12 +56,17 @@ class Router:
         family: Family,
         schedule: Schedule,
         stage: FirstStage | None = None,
+        fused: bool = False,
     ) -> None:
+        self.model, self.family = model, family
         self.decoder = decoder
         self.schedule = schedule
+        self.fused = fused
         self.last: Prefill | None = None
         self.probe: Probe | None = None
         self.generation: Generation | None = None
+        self.prefix: Prefix | None = None
+        self._recorded: list[Recorded] | None = None
         self._stage = stage
         self._has_placeholders = family.merger is not None
         self._features_per_image = features_per_image(model)
@@ -201,18 +216,58 @@ class Router:
             present = None if all(map(all, real)) else torch.tensor(real, device=device)
             positions = counted(present, shape[1], device)
         given = positions
+        if self._recorded is not None:
+            return self._record(self._recorded, request, given, real, visual, featured), None, None
         rows, positions, dropped = self._rows(request, given, real, visual, featured, prompt)
+        opening = None
+        if self.prefix is not None:
+            opening = self.prefix.opening_of(request, real, given, rows.features)
         filled = make_cache(self.decoder) if wanted else None
-        turn = self._turn(rows, request, filled, None, prompt)
+        turn = self._turn(rows, request, filled, None, prompt, opening)
         final = turn.run()
         if prompt is not None:
             return final, turn.hidden_states, None
+        if self.prefix is not None:
+            self.prefix.served += shape[0]
         if generation is not None and not generation.cached and filled is None:
             generation.prompt = Prompt.of(turn.done, given, real)
         if filled is not None:
             filled.routing = first_state(self.decoder, self.schedule, turn.done, positions, dropped, shape[1])
         self.last = turn.done
         return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Recorded]]:
+        """The next prefill is of a prefix: what it leaves is in the list, and it decides nothing."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    def _record(
+        self,
+        recorded: list[Recorded],
+        request: Request,
+        positions: Tensor,
+        real: Flags,
+        visual: Flags,
+        featured: Flags | None,
+    ) -> Tensor:
+        """Runs the blocks before the first decision on a prefix; returns its rows there."""
+        if request.shape[0] != 1:
+            name = "inputs_embeds" if request.ids is None else "input_ids"
+            raise RerouteError(
+                name, f"hold {request.shape[0]} requests", "give the beginning that they share"
+            )
+        if not all(map(all, real)):
+            raise RerouteError("attention_mask", "hides columns of a prefix", "give a prefix without padding")
+        rows, _, _ = self._rows(request, positions, real, visual, featured, routable=False)
+        previous = self.schedule.score.source == "previous"
+        layers = self.schedule.dense_layers(self.decoder.num_layers)
+        opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features, previous)
+        recorded.append(Recorded.of(opening, request, positions, rows.features))
+        return opening.hidden_states[None]
 
     def _rows(
         self,
@@ -222,6 +277,7 @@ class Router:
         visual: Flags,
         featured: Flags | None,
         prompt: Prompt | None = None,
+        routable: bool = True,
     ) -> tuple[Rows, Tensor, Tensor | None]:
         """What the blocks are given: its layout, embeddings and rotary; its positions; and [B] columns left out."""
         embeddings, schedules, dropped = request.embeddings, None, None
@@ -232,6 +288,8 @@ class Router:
         images = self._features_per_image if request.images is None else request.images
         if prompt is not None:
             visual, images = prompt.routable(real, visual), prompt.images
+        if not routable:
+            visual, images = [[False] * len(row) for row in visual], None
         layout = build_layout(
             self.schedule,
             self.decoder.num_layers,
@@ -254,8 +312,10 @@ class Router:
         cache: RoutedCache | None,
         past: Past | None,
         prompt: Prompt | None = None,
+        opening: Opening | None = None,
     ) -> Turn:
-        return Turn(
+        engine = FusedTurn if self.fused and past is None else Turn
+        return engine(
             self.decoder,
             self.schedule,
             rows,
@@ -264,4 +324,5 @@ class Router:
             probe=self.probe,
             tables=None if prompt is None else prompt.tables,
             keep_hidden_states=request.keep_hidden_states,
+            opening=opening,
         )

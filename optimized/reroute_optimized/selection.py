@@ -51,3 +51,9 @@ def compaction(active: Tensor, width: int, pads: Tensor | None) -> tuple[Tensor,
     source = torch.arange(sentinel + 1, device=active.device).expand(batch, -1)
     columns = torch.full((batch, width + 1), sentinel, device=active.device).scatter_(1, target, source)
     return columns[:, :width], target.clamp(max=width - 1)
+
+
+def take(table: Tensor, columns: Tensor) -> Tensor:
+    """``table`` [B, S, x] at ``columns`` [B, W], zero where a column is S."""
+    padded = torch.cat([table, table.new_zeros(len(table), 1, table.shape[2])], dim=1)
+    return padded.gather(1, columns[..., None].expand(-1, -1, table.shape[2]))

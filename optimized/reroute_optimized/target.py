@@ -26,6 +26,7 @@ class TorchTarget:
     """Backend ``torch`` behind the target protocol."""
 
     name = "optimized-torch"
+    backend = "torch"
     profiles = frozenset(
         {
             "core",
@@ -38,6 +39,7 @@ class TorchTarget:
             "methods",
             "presets",
             "nuwa",
+            "prefix",
             "shards",
             "low-precision",
             "hf",
@@ -48,7 +50,7 @@ class TorchTarget:
     @property
     def device(self) -> str:
         """Where the suite's models are."""
-        count = processes()
+        count = processes() if "shards" in self.profiles else 1
         return "cpu" if count == 1 else f"cpu, heads divided among {count} processes where they can be"
 
     def select(self, scores: Tensor, k: int) -> list[int]:
@@ -102,8 +104,8 @@ class TorchTarget:
             under Λ, after the last block; ``logits`` [rows, vocab]; ``keys`` and ``values``, per block [Hkv, rows,
             head_dim] after prefill; ``decode_logits`` [T, vocab] with ``continuation``.
         """
-        network: Any = _network(model)
-        with routed(network, schedule, backend="torch") as result:
+        network: Any = self._network(model)
+        with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
             answers = session.forward(inputs, None, Probe(decisions))
             steps = []
@@ -119,11 +121,11 @@ class TorchTarget:
         self, model: nn.Module, inputs: Mapping[str, Tensor], schedule: Schedule, max_new_tokens: int
     ) -> Tensor:
         """Greedy, exactly ``max_new_tokens`` per request, EOS ignored: prompt and new tokens, [B, S + new]."""
-        network: Any = _network(model)
+        network: Any = self._network(model)
         config, ends = network.generation_config, network.generation_config.eos_token_id
         config.eos_token_id = None
         try:
-            with routed(network, schedule, backend="torch"):
+            with routed(network, schedule, backend=self.backend):
                 tokens: Tensor = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         finally:
             config.eos_token_id = ends
@@ -145,9 +147,9 @@ class TorchTarget:
             Per operation what refused it, or per request what :meth:`run` returns, of the new rows, with ``length`` and
             all that is cached.
         """
-        network: Any = _network(model)
+        network: Any = self._network(model)
         done: list[list[dict[str, Any]] | Exception] = []
-        with routed(network, schedule, backend="torch") as result:
+        with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
             for operation in operations:
                 try:
@@ -155,6 +157,23 @@ class TorchTarget:
                 except RerouteError as refusal:
                     done.append(refusal)
         return done
+
+    @torch.no_grad()
+    def run_prefix(
+        self, model: Model, inputs: Sequence[Mapping[str, Tensor]], schedule: Schedule, rows: int
+    ) -> list[list[dict[str, Any]]]:
+        """As :meth:`run`, of one batch after another, all of which start after the first ``rows`` rows of the first one.
+
+        Raises:
+            RerouteError: a batch that does not begin with those rows.
+        """
+        network: Any = self._network(model)
+        beginning = {
+            name: tensor[:, :rows] if name != "position_ids" else tensor[..., :rows]
+            for name, tensor in inputs[0].items()
+        }
+        with routed(network, schedule, backend="torch") as result, result.prefix(beginning):
+            return [Session(network, result).forward(batch, None, Probe()) for batch in inputs]
 
     def schedule(
         self,
@@ -188,20 +207,24 @@ class TorchTarget:
             raise RerouteError("model", "is a module", "give a canonical decoder")
         return in_processes(self.run, shards, model, inputs, schedule)
 
+    def _network(self, model: Model) -> nn.Module:
+        network = model if isinstance(model, nn.Module) else canonical.build(*model)
+        return shared(network) if "shards" in self.profiles else network
+
 
 def torch_target() -> TorchTarget:
     """The target of backend ``torch``."""
     return TorchTarget()
 
 
-def triton_target() -> TorchTarget:
-    """The target of backend ``triton``.
+class TritonTarget(TorchTarget):
+    """Backend ``triton`` behind the target protocol."""
 
-    Raises:
-        RerouteError: always, until it is built.
-    """
-    raise RerouteError("backend", "'triton' is not built yet", "use 'torch'")
+    name = "optimized-triton"
+    backend = "triton"
+    profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
 
 
-def _network(model: Model) -> nn.Module:
-    return shared(model if isinstance(model, nn.Module) else canonical.build(*model))
+def triton_target() -> TritonTarget:
+    """The target of backend ``triton``."""
+    return TritonTarget()

@@ -5,7 +5,7 @@ decision itself, :class:`RoutingTrace` records what was decided. The numbered ru
 """
 
 from .budget import Keep, budget
-from .cost import BlockCost, Cost, DecodeCost, cost, decode_cost
+from .cost import BlockCost, Cost, DecodeCost, PrefixCost, cost, decode_cost, prefix_cost
 from .errors import RerouteError
 from .fit import Fit, fit_average
 from .model_config import decoder_shape, shape_from_config
@@ -33,6 +33,7 @@ __all__ = [
     "HybridShape",
     "Keep",
     "Plan",
+    "PrefixCost",
     "RerouteError",
     "RoutingTrace",
     "Schedule",
@@ -44,6 +45,7 @@ __all__ = [
     "decoder_shape",
     "fit_average",
     "plan",
+    "prefix_cost",
     "presets",
     "select",
     "shape_from_config",

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from .errors import RerouteError
 from .plan import Plan
-from .schedule import ScoreRule
+from .schedule import Schedule, ScoreRule
 from .shapes import DecoderShape, HybridShape
 
 _STATE_ELEMENT_BYTES = 4  # a recurrent state is kept in float32, whatever the model's dtype
@@ -121,6 +121,47 @@ def cost(plan: Plan, shape: DecoderShape, element_bytes: int = 2) -> Cost:
     )
     dense = tuple(_block(shape, layer, plan.num_rows, 0, element_bytes) for layer in range(plan.num_layers))
     return Cost(blocks, dense, 2 * shape.key_size * element_bytes)
+
+
+@dataclass(frozen=True)
+class PrefixCost:
+    """What the blocks before the first decision do for a prefix. Every request that starts after it saves the same,
+    whatever it asks: only its own rows run those blocks (RR-EQV-009).
+
+    Attributes:
+        blocks: per block before the first decision.
+    """
+
+    blocks: tuple[BlockCost, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows run, over those blocks."""
+        return sum(block.rows for block in self.blocks)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs over those blocks."""
+        return sum(block.flops for block in self.blocks)
+
+
+def prefix_cost(schedule: Schedule, shape: DecoderShape, rows: int, element_bytes: int = 2) -> PrefixCost:
+    """The cost of a prefix of ``rows`` rows, which is what a request saves that starts after it.
+
+    Args:
+        schedule: to run.
+        shape: the decoder's sizes.
+        rows: of the prefix.
+        element_bytes: bytes of one cached element.
+
+    Raises:
+        RerouteError: a schedule that is none for this decoder, or an impossible count.
+    """
+    schedule.validate(shape.num_layers, shape.attention_layers)
+    _check_count("rows", rows, 1)
+    _check_count("element_bytes", element_bytes, 1)
+    layers = range(schedule.dense_layers(shape.num_layers))
+    return PrefixCost(tuple(_block(shape, layer, rows, 0, element_bytes) for layer in layers))
 
 
 @dataclass(frozen=True)

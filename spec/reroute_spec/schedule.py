@@ -196,6 +196,10 @@ class Schedule:
                     "use 'own', or pool 'survivors'",
                 )
 
+    def dense_layers(self, num_layers: int) -> int:
+        """Blocks before the first decision: they run every row of every request. All where nothing is decided."""
+        return self.decisions[0].layer if self.decisions else num_layers
+
     def validate(self, num_layers: int, attention_layers: Collection[int] | None = None) -> Schedule:
         """Check the schedule against a decoder and return it (RR-CFG-003).
 

@@ -19,10 +19,11 @@ def assert_same_session(model, schedule, operations, tolerance=CLOSE):
             continue
         assert not isinstance(found, Exception), f"{where}: {found}"
         for request, (e, f) in enumerate(zip(expected, found, strict=True)):
-            _assert_same(f"{where}, request {request}", e, f, tolerance)
+            assert_same_answer(f"{where}, request {request}", e, f, tolerance)
 
 
-def _assert_same(where, expected, found, tolerance):
+def assert_same_answer(where, expected, found, tolerance=CLOSE):
+    """What :meth:`TorchTarget.run` or an operation of a session shows of one request."""
     assert found["length"] == expected["length"], where
     if "trace" in expected:
         mine, theirs = found["trace"], expected["trace"]

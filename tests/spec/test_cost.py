@@ -11,6 +11,7 @@ from reroute_spec import (
     cost,
     decode_cost,
     plan,
+    prefix_cost,
 )
 from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.plan import visual_flags
@@ -42,6 +43,41 @@ def test_one_decision_on_llava_by_hand():
     assert costs.blocks[16].scoring == 2 * 432 * 4096 * 4096 + 2 * 640 * 4096
     assert costs.kv_ratio == Fraction(640 + 208, 2 * 640)
     assert sum(block.scoring for block in costs.blocks) == costs.blocks[16].scoring
+
+
+def test_a_prefix_costs_by_hand_what_every_request_after_it_saves():
+    saved = prefix_cost(schedule((2, "0.25"), (16, "0.5")), LLAVA, 611)
+    assert (saved.rows, len(saved.blocks)) == (2 * 611, 2)
+    block = saved.blocks[0]
+    assert block.projections == 2 * 611 * 67_108_864
+    assert block.mlp == 2 * 611 * 135_266_304
+    assert block.attention == 2 * 2 * 4096 * 611 * 612 // 2
+    assert block.scoring == 0
+    assert saved.flops == 2 * (block.projections + block.mlp + block.attention)
+    # a request's own rows then attend to the prefix and to themselves: all pairs but the prefix's own
+    whole = cost(plan(schedule((2, "0.25"), (16, "0.5")), 32, visual_flags(576, 65)), LLAVA).blocks[0]
+    assert whole.attention - block.attention == 2 * 2 * 4096 * sum(range(612, 642))
+    assert whole.projections - block.projections == 2 * 30 * 67_108_864
+
+
+def test_a_prefix_saves_nothing_where_the_first_block_decides_and_every_block_where_none_does():
+    assert prefix_cost(schedule((0, "0.5")), LLAVA, 600).flops == 0
+    assert prefix_cost(schedule(), LLAVA, 600).rows == 32 * 600
+
+
+def test_a_prefix_of_a_hybrid_decoder_has_its_linear_blocks():
+    saved = prefix_cost(schedule((1, "0.5")), HYBRID, 5)
+    (block,) = saved.blocks
+    assert (block.rows, block.kv_rows) == (5, 0)
+    assert block.state_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "layer", "field"), [(0, 3, "rows"), (True, 3, "rows"), (5, 40, r"decisions\[0\]\.layer")]
+)
+def test_a_prefix_that_cannot_be_has_no_cost(rows, layer, field):
+    with pytest.raises(RerouteError, match=rf"^{field}"):
+        prefix_cost(schedule((layer, "0.5")), LLAVA, rows)
 
 
 def test_decode_reads_the_weights_once_for_the_batch_and_each_requests_rows():

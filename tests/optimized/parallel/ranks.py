@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from reroute_optimized import routed
+from reroute_optimized import apply, routed
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
@@ -57,6 +57,14 @@ def asked(model, given, schedule):
     return {**seen, "logits": [rows.nan_to_num() for rows in logits]}
 
 
+def after_a_prefix(model, given):
+    """What a request without padding decides after its own beginning."""
+    beginning = {name: rows if rows.ndim > 2 else rows[:, :-1] for name, rows in given.items()}
+    with routed(model, SCHEDULES["mean"]) as result, result.prefix(beginning):
+        model(**given)
+        return decided(result)
+
+
 def refused(call):
     try:
         call()
@@ -91,6 +99,9 @@ def main():
         asked(model, inputs["qwen3_vl"], SCHEDULES["mean"])
         for model in (load("qwen3_vl"), load("qwen3_vl", QWEN3_VL, tp_size=2))
     ]
+    longest = {name: rows[1:] for name, rows in given.items()}  # all but the first request, and its picture
+    seen["prefix"] = [after_a_prefix(model, longest) for model in (load("llava"), load("llava", tp_size=2))]
+    seen["triton"] = refused(lambda: apply(load("llava", tp_size=2), SCHEDULES["mean"], backend="triton"))
     half = load("llava", tp_size=2).to(torch.bfloat16)
     with routed(half, SCHEDULES["mean"]) as result:
         half(**{**given, "pixel_values": given["pixel_values"].bfloat16()})

@@ -125,6 +125,20 @@ def test_the_heads_of_a_family_with_a_plan_are_divided_and_the_others_replicated
         assert rank["qwen3_vl", "planned"][1]["shards"] == 2
 
 
+def test_a_prefix_is_shared_by_processes_too(ranks):
+    for rank in ranks:
+        whole, parts = rank["prefix"]
+        assert selections(parts) == selections(whole) == selections(rank["llava", "mean"][0]["prefill"][1:])
+        assert parts == ranks[0]["prefix"][1]
+
+
+def test_kernels_that_know_only_their_own_heads_are_refused(ranks):
+    for rank in ranks:
+        field, said = rank["triton"]
+        assert field == "backend"
+        assert "here 2 share them" in said
+
+
 def test_ranks_agree_in_bfloat16(ranks):
     assert ranks[0]["bfloat16"] == ranks[1]["bfloat16"]
     assert len(ranks[0]["bfloat16"][0]) == 2

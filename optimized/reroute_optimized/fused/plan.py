@@ -1,0 +1,213 @@
+"""Every offset of a packed turn, from its layout: what a kernel needs to know of requests, stages and decisions.
+
+All numbers are those of the requests' plans; all tables are uploaded before the first block runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import torch
+from reroute_spec import Stage
+from torch import Tensor
+
+from ..layout import DecisionLayout, Layout
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where each member of a packed table begins.
+
+    Attributes:
+        counts: on the host.
+        table: [members + 1] int32, their sums from 0 on.
+    """
+
+    counts: tuple[int, ...]
+    table: Tensor
+
+    @classmethod
+    def of(cls, counts: Iterable[int], device: torch.device) -> Starts:
+        """Members of ``counts`` entries each."""
+        counts = tuple(counts)
+        sums = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+        return cls(counts, sums)
+
+    @property
+    def total(self) -> int:
+        """Entries of all members."""
+        return sum(self.counts)
+
+    @property
+    def most(self) -> int:
+        """Entries of the largest member."""
+        return max(self.counts, default=0)
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """How a packed table becomes one row a request.
+
+    Attributes:
+        index: [B, width] entries of the packed table; one past its end where a request has none.
+    """
+
+    index: Tensor
+
+    @classmethod
+    def of(
+        cls, counts: Sequence[int], width: int, device: torch.device, *, to_the_right: bool = False
+    ) -> Rectangle:
+        """Entries to the left of ``width`` places, or to the right."""
+        total, rows, start = sum(counts), [], 0
+        for count in counts:
+            own, empty = list(range(start, start + count)), [total] * (width - count)
+            rows.append(empty + own if to_the_right else own + empty)
+            start += count
+        return cls(torch.tensor(rows, dtype=torch.long, device=device).view(len(counts), width))
+
+    def __call__(self, packed: Tensor, fill: float | int) -> Tensor:
+        """``packed`` [n, ...] as [B, width, ...]."""
+        extra = packed.new_full((1, *packed.shape[1:]), fill)
+        return torch.cat([packed, extra])[self.index]
+
+
+@dataclass(frozen=True)
+class PackedDecision:
+    """One decision (G segments: requests, or their images under ``scope = image``; V candidates, K selected).
+
+    Attributes:
+        shape: the same on rectangles.
+        candidates, selected: per segment.
+        request_of_candidate: [V] request of every candidate.
+        segment_of_selected: [K] where its segment's candidates begin.
+        of_request: rectangle of the candidates, and of the selected.
+        segments: [B, most segments] rectangle of the segments.
+    """
+
+    shape: DecisionLayout
+    candidates: Starts
+    selected: Starts
+    request_of_candidate: Tensor
+    segment_of_selected: Tensor
+    candidate_rectangle: Rectangle
+    selected_rectangle: Rectangle
+    segment_rectangle: Rectangle
+
+
+@dataclass(frozen=True)
+class PackedStage:
+    """Blocks ``first`` to ``last``.
+
+    Attributes:
+        rows: that every request runs.
+        asking: rows of each request that ask at a decision which scores this stage's rows.
+        attention: rectangle that packs rows to the left, so that causal order alone hides its padding; None where all
+            requests run as many.
+        unpack: [M] where the packed rows stand in that rectangle, flattened.
+        output: rectangle that packs rows to the right, as results are given back.
+    """
+
+    first: int
+    last: int
+    rows: Starts
+    asking: Starts
+    attention: Rectangle | None
+    unpack: Tensor | None
+    output: Rectangle
+    decision: PackedDecision | None
+
+
+@dataclass(frozen=True)
+class PackedPlan:
+    """A batch of B prompts, packed (T real rows, N_b visual rows of request b).
+
+    Attributes:
+        columns: [T] every row's place in the flattened rectangle [B * S].
+        rows: per request.
+        asking: rows of each request that ask.
+        always: [T] bool, rows that run every block.
+        visual: per request.
+        visual_rows: [sum of N_b] row of every ordinal.
+        stages: in order; they cover all blocks.
+        prompt: rectangle [B, S] of the rows, each in its column.
+    """
+
+    columns: Tensor
+    rows: Starts
+    asking: Starts
+    always: Tensor
+    visual: Starts
+    visual_rows: Tensor
+    stages: tuple[PackedStage, ...]
+    prompt: Rectangle
+
+    @classmethod
+    def of(cls, layout: Layout, asking: int, device: torch.device) -> PackedPlan:
+        """The packed form of ``layout``; the last ``asking`` rows of a request ask."""
+        width = layout.num_columns
+        columns = [b * width + c for b, own in enumerate(layout.columns) for c in own]
+        rows = Starts.of((len(own) for own in layout.columns), device)
+        begin = [0, *accumulate(rows.counts)]
+        visual = [[begin[b] + row for row in plan.visual_rows] for b, plan in enumerate(layout.plans)]
+        flat = list(chain.from_iterable(visual))
+        always = torch.ones(rows.total, dtype=torch.bool)
+        always[flat] = False
+        place = [[rows.total] * width for _ in layout.columns]
+        for b, own in enumerate(layout.columns):
+            for row, column in enumerate(own):
+                place[b][column] = begin[b] + row
+        return cls(
+            columns=torch.tensor(columns, dtype=torch.long, device=device),
+            rows=rows,
+            asking=Starts.of((min(asking, n) for n in rows.counts), device),
+            always=always.to(device),
+            visual=Starts.of(map(len, visual), device),
+            visual_rows=torch.tensor(flat, dtype=torch.int32, device=device),
+            stages=tuple(_stage(layout, index, asking, device) for index in range(len(layout.stages))),
+            prompt=Rectangle(torch.tensor(place, dtype=torch.long, device=device)),
+        )
+
+
+def _stage(layout: Layout, index: int, asking: int, device: torch.device) -> PackedStage:
+    stage = layout.stages[index]
+    counts, width = stage.rows, stage.width
+    ragged = len(set(counts)) > 1
+    unpack = [b * width + row for b, count in enumerate(counts) for row in range(count)]
+    return PackedStage(
+        first=stage.first,
+        last=stage.last,
+        rows=Starts.of(counts, device),
+        asking=Starts.of((min(asking, n) for n in counts), device),
+        attention=Rectangle.of(counts, width, device) if ragged else None,
+        unpack=torch.tensor(unpack, dtype=torch.long, device=device) if ragged else None,
+        output=Rectangle.of(counts, width, device, to_the_right=True),
+        decision=None if stage.decision is None else _decision(layout, stage.first, stage.decision, device),
+    )
+
+
+def _decision(layout: Layout, layer: int, shape: DecisionLayout, device: torch.device) -> PackedDecision:
+    stages = [_decided(stage for stage in plan.stages if stage.first == layer) for plan in layout.plans]
+    pools = [list(stage.pools) if stage else [0] for stage in stages]
+    budgets = [list(stage.budgets) if stage else [0] for stage in stages]
+    candidates = Starts.of(chain.from_iterable(pools), device)
+    selected = Starts.of(chain.from_iterable(budgets), device)
+    requests = [b for b, own in enumerate(pools) for _ in range(sum(own))]
+    begins = list(accumulate(candidates.counts, initial=0))
+    segments = [begins[g] for g, count in enumerate(selected.counts) for _ in range(count)]
+    return PackedDecision(
+        shape=shape,
+        candidates=candidates,
+        selected=selected,
+        request_of_candidate=torch.tensor(requests, dtype=torch.long, device=device),
+        segment_of_selected=torch.tensor(segments, dtype=torch.int32, device=device),
+        candidate_rectangle=Rectangle.of([sum(own) for own in pools], max(shape.candidates), device),
+        selected_rectangle=Rectangle.of([sum(own) for own in budgets], max(shape.kept), device),
+        segment_rectangle=Rectangle.of(list(map(len, pools)), max(map(len, pools)), device),
+    )
+
+
+def _decided(stages: Iterable[Stage]) -> Stage | None:
+    return next((stage for stage in stages if stage.index), None)
