@@ -2,6 +2,7 @@
 
 ``python examples/batch_captioning.py`` captions drawn pictures with a tiny model of random weights, whose captions mean
 nothing; ``--model llava-hf/llava-1.5-7b-hf --pictures FOLDER`` takes a checkpoint, or a Qwen2.5-VL, Qwen3-VL or Qwen3.5.
+``accelerate launch --num_processes 2 examples/batch_captioning.py`` divides the pictures: every process has a whole model.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from reroute_optimized import routed
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "describe the scene"
+
+
+def processes() -> PartialState:
+    """Those that accelerate has launched, of which this one is one."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load(name: str | None) -> tuple[Any, Any]:
@@ -25,7 +32,9 @@ def load(name: str | None) -> tuple[Any, Any]:
         from reroute_conformance.tiny import tiny_llava, tiny_processor
 
         return tiny_llava(), tiny_processor()
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
+    state = processes()
+    place: Any = "auto" if state.num_processes == 1 else {"": state.device}
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map=place)
     return model.eval(), AutoProcessor.from_pretrained(name)
 
 
@@ -70,8 +79,15 @@ def main() -> None:
     options = parser.parse_args()
     model, processor = load(options.model)
     processor.tokenizer.padding_side = "left"  # generate goes on from the last column
-    with routed(model, options.schedule) as routing:
-        for batch in batches(pictures(options.pictures), options.batch):
+    state = processes()
+    if state.num_processes > 1:
+        print(f"process {state.process_index} of {state.num_processes}")
+    todo = list(batches(pictures(options.pictures), options.batch))
+    with (
+        state.split_between_processes(todo) as mine,
+        routed(model, options.schedule) as routing,
+    ):
+        for batch in mine:
             names, images = [name for name, _ in batch], [image for _, image in batch]
             # questions of different lengths, as a service gets them
             texts = [prompt(processor, QUESTION + " ," * index) for index in range(len(batch))]

@@ -1,8 +1,12 @@
 """What the examples show, runs, and cites rules that exist."""
 
+import os
 import re
 import runpy
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from reroute_spec.rules import rules
@@ -53,3 +57,42 @@ def test_pictures_are_captioned_in_batches(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert [printed.count(f"drawn {angle}:") for angle in (0, 90, 180)] == [1, 1, 1]
     assert printed.count("36 visual rows") == 3
+
+
+def launched(*command):
+    """What a launcher's processes print; none of them outlives it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, said = process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said[-3000:]
+    return printed
+
+
+def test_processes_that_share_a_models_heads_decide_alike():
+    printed = launched(
+        "torch.distributed.run",
+        *["--standalone", "--nproc-per-node", "2"],
+        str(EXAMPLES / "tensor_parallel.py"),
+    )
+    assert re.findall(r"process (\d), heads divided among 2", printed) == ["0", "1"]
+    assert printed.count("9 of 36 rows") == 8
+    assert "every process decided alike, bit for bit" in printed
+
+
+def test_accelerate_divides_pictures_among_processes():
+    printed = launched(
+        "accelerate.commands.launch",
+        *["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+        *[str(EXAMPLES / "batch_captioning.py"), "--batch", "1"],
+    )
+    assert [printed.count(f"drawn {angle}:") for angle in (0, 90, 180)] == [1, 1, 1]
+    assert sorted(re.findall(r"process \d of 2", printed)) == ["process 0 of 2", "process 1 of 2"]

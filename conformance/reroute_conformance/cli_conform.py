@@ -37,7 +37,15 @@ _Command = Annotated[
     str | None,
     typer.Option("--cmd", help="In place of --target: a command that speaks the protocol, in any language."),
 ]
-_Timeout = Annotated[float, typer.Option(help="Seconds that a command of --cmd may take for a case.")]
+_Timeout = Annotated[
+    float, typer.Option(help="Seconds that a command of --cmd, or a process of --nproc, may take for a case.")
+]
+_Processes = Annotated[
+    int,
+    typer.Option(
+        "--nproc", min=1, help="Processes of one gloo group that run the target together; each is judged."
+    ),
+]
 _DEFAULT_TIMEOUT = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
 
@@ -47,7 +55,13 @@ def conform(
     target: _Target = None,
     cmd: _Command = None,
     timeout: _Timeout = _DEFAULT_TIMEOUT,
-    profiles: Annotated[str, typer.Option(help="Comma-separated, or all that the target claims.")] = "all",
+    nproc: _Processes = 1,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, or all that the target claims. Left out: all; with --nproc core."
+        ),
+    ] = None,
     report: Annotated[Path, typer.Option(help="Folder for the report and failing cases.")] = Path(
         "reroute-report"
     ),
@@ -68,14 +82,19 @@ def conform(
 
     With --profile fuzz, search for cases that break it instead: what is found is saved, and finding nothing is no verdict.
     """
+    from reroute_spec import RerouteError
+
     from .parallel import prepare
     from .report import Circumstances, to_records, write_report
     from .report_text import print_report
     from .runner import CONFORMS, EXIT_CODES, chosen_profiles, save_failures
     from .targets import TargetName
 
+    profiles = profiles or ("all" if nproc == 1 else "core")
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
-    named = TargetName(target, cmd, timeout)
+    named = TargetName(target, cmd, timeout, nproc)
+    if nproc > 1 and jobs > 1:
+        raise RerouteError("--jobs", f"{jobs} with --nproc {nproc}", "give one of the two")
     prepare()
     with named.made() as implementation:
         ran = chosen_profiles(implementation, chosen)  # refuse before the report of an earlier run goes
@@ -85,7 +104,8 @@ def conform(
         else:
             outcome = _run(named, implementation, ran, jobs)
     patience = "" if timeout == _DEFAULT_TIMEOUT else f"--timeout {timeout:g} "
-    option, name = ("--target", target) if cmd is None else (f"{patience}--cmd", cmd)
+    together = "" if nproc == 1 else f"{patience}--nproc {nproc} "
+    option, name = (f"{together}--target", target) if cmd is None else (f"{patience}--cmd", cmd)
     save_failures(outcome, str(name), report / "cases", option)
     if profile == Drawing.fuzz and not outcome.failures:
         cases = sum(result.examples for result in outcome.results)
@@ -114,6 +134,7 @@ def replay(
     target: _Target = None,
     cmd: _Command = None,
     timeout: _Timeout = _DEFAULT_TIMEOUT,
+    nproc: _Processes = 1,
 ) -> None:
     """Judge a saved case, or a vector, again."""
     from reroute_spec.rules import rules
@@ -123,7 +144,7 @@ def replay(
     from .targets import TargetName
 
     prepare()
-    with TargetName(target, cmd, timeout).made() as implementation:
+    with TargetName(target, cmd, timeout, nproc).made() as implementation:
         verdict = replay_case(case, implementation)
     if verdict.skipped:
         typer.echo(f"{case}: skipped by the target: {verdict.skipped}")

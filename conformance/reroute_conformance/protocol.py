@@ -50,7 +50,8 @@ Model: TypeAlias = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 class Target(Protocol):
     """An implementation under test.
 
-    Members of profiles that it does not claim may be missing (:func:`missing_members`).
+    Members of profiles that it does not claim may be missing (:func:`missing_members`). With ``conform --nproc`` each process
+    of one gloo group has such an object, all are asked the same in the same order, and each returns the whole answer.
 
     Attributes:
         name: shown in the report.

@@ -22,6 +22,7 @@ from .drawing import Search, drive
 from .margins import Margins
 from .models import forget_target_models
 from .protocol import FAMILIES, PROFILES, Target, dtypes_of, families_of
+from .ranks import RankedTarget, judge_ranks
 from .saved import read_case, save_case
 from .tolerance import AMBIGUOUS_SHARE
 from .verdict import Verdict, Violation
@@ -159,6 +160,12 @@ class _Guarded:
         found = getattr(self._target, member)
         return _guarded(found) if callable(found) else found
 
+    def judged(self, check: Check, case: Case) -> Verdict:
+        """By the check; where the target is in several processes, by what each of them answers."""
+        if isinstance(self._target, RankedTarget):
+            return judge_ranks(lambda view: check.judge(case, cast(Target, _Guarded(view))), self._target)
+        return check.judge(case, cast(Target, self))
+
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
@@ -243,7 +250,7 @@ def _judged(check: Check, case: Case, target: _Guarded) -> Verdict:
     if target.hung:
         return Verdict()  # one failure is enough: every smaller case could cost the whole timeout again
     try:
-        return check.judge(case, cast(Target, target))
+        return target.judged(check, case)
     except MalformedError as error:
         target.hung = isinstance(error, UnansweredError) and error.hung
         return Verdict([Violation("RR-ERR-003", "answer of the target", f"malformed: {error}")])

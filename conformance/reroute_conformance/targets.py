@@ -126,12 +126,14 @@ class TargetName:
     Attributes:
         target: as for :func:`load_target`; None where there is a command.
         command: as for :class:`~reroute_conformance.stdio.CommandTarget`.
-        timeout: seconds that a command may take for a case.
+        timeout: seconds that a command, or a process of several, may take for a case.
+        processes: that run the target together.
     """
 
     target: str | None
     command: str | None = None
     timeout: float = 60.0
+    processes: int = 1
 
     @contextmanager
     def made(self) -> Iterator[Target]:
@@ -143,12 +145,19 @@ class TargetName:
         if (self.target is None) == (self.command is None):
             problem = "are both missing" if self.command is None else "are both given"
             raise RerouteError("--target, --cmd", problem, "Missing option: give exactly one of the two")
-        if self.target is not None:
+        if self.processes > 1 and self.command is not None:
+            raise RerouteError("--nproc", "is given with --cmd", "a command starts its own processes")
+        if self.target is not None and self.processes == 1:
             yield load_target(self.target)
             return
+        from .ranks import RankedTarget
         from .stdio import CommandTarget
 
-        started = CommandTarget(str(self.command), self.timeout)
+        started: CommandTarget | RankedTarget
+        if self.target is None:
+            started = CommandTarget(str(self.command), self.timeout)
+        else:
+            started = RankedTarget(self.target, self.processes, self.timeout)
         try:
             yield cast(Target, started)
         finally:

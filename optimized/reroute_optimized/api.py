@@ -22,6 +22,7 @@ from .prefix import Prefix, make_prefix
 from .prompt import Placeholders, arguments
 from .records import Prefill
 from .router import Router
+from .shards import Shards, check_shards
 from .text_model import Swapped, become, routed_class, router_of
 
 
@@ -32,9 +33,17 @@ class Routed:
         backend: the backend that was taken, ``"torch"`` or ``"triton"``.
     """
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
+        self._shards = shards
         self.backend = "triton" if router.fused else "torch"
+
+    @property
+    def shards(self) -> int:
+        """Processes among which the heads are divided; 1 where each has the whole model, as it has of a family without a
+        tensor-parallel plan.
+        """
+        return 1 if self._shards is None else self._shards.size
 
     @property
     def traces(self) -> tuple[RoutingTrace, ...]:
@@ -99,7 +108,11 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     check_decoder(decoder)
     loaded = _loaded(schedule, decoder)
     check_applicable(decoder, family, loaded)
+    shards = check_shards(decoder)
     if backend == "triton":
+        if shards is not None:
+            problem = f"'triton' scores by the heads of one process, here {shards.size} share them"
+            raise RerouteError("backend", problem, "use backend='torch'")
         check_fusable(decoder)
     stage = _first_stage(model, family, schedule)
     router = Router(model, decoder, family, loaded, stage, backend == "triton")
@@ -115,8 +128,8 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
         handles.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True))
     top, text = type(model), type(decoder.module)
     become(decoder.module, routed_class(text, router))
-    model.__class__ = generating_class(top, placeholders, family, handles, (top, text))
-    return Routed(router)
+    model.__class__ = generating_class(top, placeholders, family, shards, (handles, (top, text)))
+    return Routed(router, shards)
 
 
 def remove(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reroute_reference.families import Family, placeholder_mask
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from .checks import check_generation
 from .generation import GENERATION, Generation
 from .prompt import Placeholders, check_companions
+from .shards import Shards, lost_processes_told
 from .text_model import Swapped
 
 _CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -24,8 +25,8 @@ def generating_class(
     base: Any,
     placeholders: Placeholders | None,
     family: Family,
-    handles: Sequence[RemovableHandle | Swapped],
-    undo: tuple[type, type],
+    shards: Shards | None,
+    undo: tuple[Sequence[RemovableHandle | Swapped], tuple[type, type]],
 ) -> type[nn.Module]:
     """A subclass of the model's class, of the same name (saving writes it).
 
@@ -66,11 +67,23 @@ def generating_class(
         **{name: _refuse_continuous for name in _CONTINUOUS if hasattr(base, name)},
         "_validate_model_kwargs": _validate_model_kwargs,
         "_prepare_position_ids_for_generation": _prepare_position_ids_for_generation,
-        "_reroute_undo": (handles, undo),
+        "_reroute_undo": undo,
         "__module__": base.__module__,
         "__doc__": base.__doc__,
     }
+    if shards is not None:
+        namespace["__call__"] = _telling(base, shards)
     return type(base.__name__, (base,), namespace)
+
+
+def _telling(base: Any, shards: Shards) -> Callable[..., Any]:
+    """A call of the model that says so where another process is gone."""
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with lost_processes_told(shards):
+            return base.__call__(self, *args, **kwargs)
+
+    return call
 
 
 def _copied(self: Any, memo: dict[int, Any]) -> Any:

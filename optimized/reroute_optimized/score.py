@@ -11,6 +11,7 @@ from reroute_spec import ScoreRule
 from torch import Tensor
 
 from .decoder import PositionEmbeddings
+from .shards import over_all_heads
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _wide(states: Tensor) -> Tensor:
 def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Universe) -> Tensor:
     """Score of every row of the universe, from the block's own norm, projections and RoPE.
 
-    Logits, softmax and reductions are float32. Rows of ``last_n`` are averaged before heads are reduced.
+    Logits, softmax and reductions are float32. Rows of ``last_n`` are averaged before heads are reduced. Where processes
+    share the heads, all of them have to ask at once.
 
     Returns:
         [B, W] of the turn's own rows; padding scores 0.
@@ -123,7 +125,8 @@ def row_scores(block: Any, names: TextDecoder, rule: ScoreRule, universe: Univer
     else:
         absent = ~universe.asked[:, None, :, None]
         scores = scores.masked_fill(absent, 0).sum(2) / universe.asked.sum(1)[:, None, None]
-    scores = scores.mean(1) if rule.heads == "mean" else scores.amax(1)
+    query = part(attention, names.query)
+    scores = over_all_heads(scores, rule.heads, attention.config.num_attention_heads, query)
     return scores if universe.cached is None else scores[:, universe.cached[0].shape[2] :]
 
 

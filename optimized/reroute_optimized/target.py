@@ -15,6 +15,7 @@ from .api import routed
 from .first_stage import first_stage
 from .probe import Probe, Replay
 from .selection import select_places
+from .target_ranks import in_processes, processes, shared
 from .target_session import Session
 
 Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
@@ -39,12 +40,18 @@ class TorchTarget:
             "presets",
             "nuwa",
             "prefix",
+            "shards",
             "low-precision",
             "hf",
         }
     )
     families = frozenset({"llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5"})
-    device = "cpu"  # where the suite's models are
+
+    @property
+    def device(self) -> str:
+        """Where the suite's models are."""
+        count = processes() if "shards" in self.profiles else 1
+        return "cpu" if count == 1 else f"cpu, heads divided among {count} processes where they can be"
 
     def select(self, scores: Tensor, k: int) -> list[int]:
         """The engine's own selection on ``scores`` [n]: k places, ascending.
@@ -97,7 +104,7 @@ class TorchTarget:
             under Λ, after the last block; ``logits`` [rows, vocab]; ``keys`` and ``values``, per block [Hkv, rows,
             head_dim] after prefill; ``decode_logits`` [T, vocab] with ``continuation``.
         """
-        network: Any = _network(model)
+        network: Any = self._network(model)
         with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
             answers = session.forward(inputs, None, Probe(decisions))
@@ -114,7 +121,7 @@ class TorchTarget:
         self, model: nn.Module, inputs: Mapping[str, Tensor], schedule: Schedule, max_new_tokens: int
     ) -> Tensor:
         """Greedy, exactly ``max_new_tokens`` per request, EOS ignored: prompt and new tokens, [B, S + new]."""
-        network: Any = model
+        network: Any = self._network(model)
         config, ends = network.generation_config, network.generation_config.eos_token_id
         config.eos_token_id = None
         try:
@@ -140,7 +147,7 @@ class TorchTarget:
             Per operation what refused it, or per request what :meth:`run` returns, of the new rows, with ``length`` and
             all that is cached.
         """
-        network: Any = _network(model)
+        network: Any = self._network(model)
         done: list[list[dict[str, Any]] | Exception] = []
         with routed(network, schedule, backend=self.backend) as result:
             session = Session(network, result)
@@ -160,7 +167,7 @@ class TorchTarget:
         Raises:
             RerouteError: a batch that does not begin with those rows.
         """
-        network: Any = _network(model)
+        network: Any = self._network(model)
         beginning = {
             name: tensor[:, :rows] if name != "position_ids" else tensor[..., :rows]
             for name, tensor in inputs[0].items()
@@ -188,6 +195,22 @@ class TorchTarget:
         """What Nüwa's first stage makes of a batch: embeddings, masks and positions of what it leaves."""
         return first_stage(model, inputs, tier)
 
+    def run_shards(
+        self, model: Model, inputs: Mapping[str, Tensor], schedule: Schedule, shards: int
+    ) -> list[list[dict[str, Any]]]:
+        """What each of ``shards`` processes returns of :meth:`run`, with the heads divided among them.
+
+        Raises:
+            RerouteError: a transformers model: such a one does not travel to another process whole.
+        """
+        if not isinstance(model, tuple):
+            raise RerouteError("model", "is a module", "give a canonical decoder")
+        return in_processes(self.run, shards, model, inputs, schedule)
+
+    def _network(self, model: Model) -> nn.Module:
+        network = model if isinstance(model, nn.Module) else canonical.build(*model)
+        return shared(network) if "shards" in self.profiles else network
+
 
 def torch_target() -> TorchTarget:
     """The target of backend ``torch``."""
@@ -199,12 +222,9 @@ class TritonTarget(TorchTarget):
 
     name = "optimized-triton"
     backend = "triton"
+    profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
 
 
 def triton_target() -> TritonTarget:
     """The target of backend ``triton``."""
     return TritonTarget()
-
-
-def _network(model: Model) -> nn.Module:
-    return model if isinstance(model, nn.Module) else canonical.build(*model)

@@ -13,6 +13,7 @@ from .api import Routed
 from .cache import RoutedCache
 from .probe import Probe
 from .records import Prefill
+from .target_ranks import all_heads
 
 
 class Session:
@@ -24,7 +25,7 @@ class Session:
     """
 
     def __init__(self, network: Any, result: Routed) -> None:
-        self._network, self._router = network, result._router
+        self._network, self._router, self._shards = network, result._router, result._shards
         self._cache: RoutedCache | None = None
 
     def step(self, operation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,8 +109,8 @@ class Session:
                         continue
                     valid = part.valid_of(stored.keys.shape[2])
                     own = slice(None) if valid is None else valid[request]
-                    keys.append(stored.keys[request][:, own])
-                    values.append(stored.values[request][:, own])
+                    keys.append(all_heads(stored.keys[request][:, own], self._shards))
+                    values.append(all_heads(stored.values[request][:, own], self._shards))
             held.append({"length": length, "keys": keys, "values": values})
         return held
 
