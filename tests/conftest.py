@@ -1,10 +1,11 @@
 import os
 
-# Triton's kernels run in its interpreter here; it reads this when it is imported, which nothing has done yet
-os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter; it reads this when it is imported, which nothing has done yet
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,6 +16,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INDEX = (torch.int32,)
+MOST_REQUESTS = 65535
+"""Programs along the second and third axis of a grid."""
 
 _library: Any = torch.library.Library("reroute", "DEF")  # type: ignore[no-untyped-call]
 
@@ -26,20 +28,20 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
     Raises:
         RerouteError: neither a GPU nor Triton's interpreter on a CPU; bfloat16 in the interpreter, which gets it wrong.
     """
-    if device.type == "cuda":
-        return
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        if dtype == torch.bfloat16:
-            raise RerouteError(
-                "dtype", "Triton's interpreter computes bfloat16 wrongly", "use float32 or float16, or a GPU"
-            )
-        return
-    raise RerouteError(
-        "device",
-        f"the Triton kernels do not run on {device.type!r}",
-        "move the tensors to a CUDA or ROCm device, use backend='torch', or set TRITON_INTERPRET=1 before "
-        "triton is imported to run them slowly on a CPU",
-    )
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and dtype == torch.bfloat16:
+        raise RerouteError(
+            "dtype",
+            "Triton's interpreter computes bfloat16 wrongly",
+            "use float32 or float16, or a GPU without TRITON_INTERPRET=1",
+        )
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted):
+        raise RerouteError(
+            "device",
+            f"the Triton kernels do not run on {device.type!r}",
+            "move the tensors to a CUDA or ROCm device, use backend='torch', or set TRITON_INTERPRET=1 before "
+            "triton is imported to run them slowly on a CPU",
+        )
 
 
 def check_tensor(
@@ -50,22 +52,36 @@ def check_tensor(
     like: Tensor,
     dense: int = 1,
 ) -> None:
-    """Refuse ``x`` unless it has that shape (None: any length), one of the dtypes, the device of ``like``, and its last
-    ``dense`` dimensions dense."""
-    want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+    """Refuse ``x`` unless it has that shape (None: any length), one of the dtypes, the device of ``like``, its last ``dense``
+    dimensions dense, and no gradient to be lost.
+    """
     if not isinstance(x, Tensor):
-        raise RerouteError(name, f"a {type(x).__name__}", f"give a tensor {want}")
+        raise RerouteError(name, f"is a {type(x).__name__}", f"give a tensor {_words(shape)}")
     if x.dim() != len(shape) or any(n is not None and n != m for n, m in zip(shape, x.shape, strict=True)):
-        raise RerouteError(name, f"has the shape {list(x.shape)}", f"give {want}")
+        raise RerouteError(name, f"has the shape {list(x.shape)}", f"give {_words(shape)}")
     if x.dtype not in dtypes:
         known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise RerouteError(name, f"is {str(x.dtype).removeprefix('torch.')}", f"give {known}")
     if x.device != like.device:
         raise RerouteError(name, f"is on {x.device}", f"move it to {like.device}, where the others are")
-    if x.numel() and dense and not _dense(x, dense):
+    if x.numel() and not _dense(x, dense):
         raise RerouteError(
             name, f"has the strides {list(x.stride())}", f"make its last {dense} dimensions contiguous"
         )
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RerouteError(
+            name, "requires a gradient, and the kernels have none", "call under torch.no_grad()"
+        )
+
+
+def check_written(name: str, x: Tensor) -> None:
+    """Refuse a tensor that is written to and whose elements lie on one another."""
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise RerouteError(name, "is expanded, and is written to", "give a tensor of its own: x.contiguous()")
+
+
+def _words(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
 
 
 def check_first(name: str, x: Any, dims: int, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
@@ -83,9 +99,26 @@ def _dense(x: Tensor, dims: int) -> bool:
     return True
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise RerouteError(name, f"{value}", f"give an integer of at least {least}")
+def _check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise RerouteError(name, f"is a {type(value).__name__}", "give an integer")
+    if value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise RerouteError(name, f"{value}", f"give an integer {limit}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise RerouteError(name, f"is a {type(value).__name__}", "give a float")
+
+
+def _check_starts(name: str, x: Any, members: int | None, like: Tensor) -> None:
+    """[members + 1] int32, at most as many members as a grid has programs along its shorter axes."""
+    check_tensor(name, x, [members], INDEX, like)
+    if not 1 <= x.shape[0] <= MOST_REQUESTS + 1:
+        raise RerouteError(
+            name, f"has {x.shape[0]} entries", f"give from 1 to {MOST_REQUESTS + 1}: starts, and the end"
+        )
 
 
 def _check_angles(cos: Tensor, sin: Any, axes: Any, rows: int | None, head_dim: int, like: Tensor) -> None:
@@ -106,9 +139,16 @@ def _check_angles(cos: Tensor, sin: Any, axes: Any, rows: int | None, head_dim: 
 
 
 def _check_heads(num_heads: int, kv_heads: int) -> None:
-    if kv_heads == 0 or num_heads % kv_heads:
+    if kv_heads == 0 or num_heads == 0 or num_heads % kv_heads:
         raise RerouteError(
             "query", f"has {num_heads} heads, the keys {kv_heads}", "give a multiple of theirs"
+        )
+
+
+def _check_covered(name: str, rows: Tensor, starts: Tensor) -> None:
+    if starts.shape[0] == 1 and rows.shape[0]:
+        raise RerouteError(
+            name, f"has {rows.shape[0]} rows of no request", "let cu_seqlens end at their number"
         )
 
 
@@ -171,8 +211,10 @@ def score_last_row(
         raise RerouteError(
             "cos", "is None beside sin, axes or rotated", "give it, or none of them: keys are turned then"
         )
-    check_tensor("cu_seqlens", cu_seqlens, [None], INDEX, key)
-    check_tensor("cu_queries", cu_queries, list(cu_seqlens.shape), INDEX, key)
+    _check_starts("cu_seqlens", cu_seqlens, None, key)
+    _check_starts("cu_queries", cu_queries, cu_seqlens.shape[0], key)
+    _check_covered("key", key, cu_seqlens)
+    _check_number("scale", scale)
     _check_count("max_rows", max_rows, 0)
     _check_count("max_queries", max_queries, 1)
     if heads not in ("mean", "max"):
@@ -220,19 +262,16 @@ def select_compact(
     """
     check_first("scores", scores, 1, (torch.float32,))
     check_tensor("candidates", candidates, [None], INDEX, scores)
-    check_tensor("cu_candidates", cu_candidates, [None], INDEX, scores)
-    check_tensor("cu_selected", cu_selected, list(cu_candidates.shape), INDEX, scores)
+    _check_starts("cu_candidates", cu_candidates, None, scores)
+    _check_starts("cu_selected", cu_selected, cu_candidates.shape[0], scores)
     check_tensor("always", always, list(scores.shape), (torch.bool,), scores)
-    check_tensor("cu_seqlens", cu_seqlens, [None], INDEX, scores)
-    check_tensor("cu_active", cu_active, list(cu_seqlens.shape), INDEX, scores)
-    for name, value in (("max_candidates", max_candidates), ("max_rows", max_rows)):
-        _check_count(name, value, 0)
-    for name, value, most in (
-        ("num_selected", num_selected, candidates.shape[0]),
-        ("num_active", num_active, scores.shape[0]),
-    ):
-        if not 0 <= value <= most:
-            raise RerouteError(name, f"{value}", f"give an integer from 0 to {most}")
+    _check_starts("cu_seqlens", cu_seqlens, None, scores)
+    _check_starts("cu_active", cu_active, cu_seqlens.shape[0], scores)
+    _check_covered("scores", scores, cu_seqlens)
+    _check_count("max_candidates", max_candidates, 0)
+    _check_count("max_rows", max_rows, 0)
+    _check_count("num_selected", num_selected, 0, candidates.shape[0])
+    _check_count("num_active", num_active, 0, scores.shape[0])
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.reroute.select_compact(
         scores,
         candidates,
@@ -255,6 +294,7 @@ def refuse_nan(has_nan: Tensor) -> None:
     Raises:
         RerouteError: naming the first such segment.
     """
+    check_tensor("has_nan", has_nan, [None], (torch.bool,), has_nan)
     segments = has_nan.nonzero().flatten().tolist()
     if segments:
         raise RerouteError(
@@ -282,6 +322,7 @@ def gather_rmsnorm(stream: Tensor, index: Tensor, weight: Tensor, epsilon: float
     check_first("stream", stream, 2)
     check_tensor("index", index, [None], INDEX, stream)
     check_tensor("weight", weight, [stream.shape[1]], (stream.dtype,), stream)
+    _check_number("epsilon", epsilon)
     _check_width("stream", stream.shape[1])
     result: tuple[Tensor, Tensor] = torch.ops.reroute.gather_rmsnorm(stream, index, weight, epsilon)
     return result
@@ -292,6 +333,8 @@ def add_rmsnorm(residual: Tensor, delta: Tensor, weight: Tensor, epsilon: float)
     check_first("residual", residual, 2)
     check_tensor("delta", delta, list(residual.shape), (residual.dtype,), residual)
     check_tensor("weight", weight, [residual.shape[1]], (residual.dtype,), residual)
+    _check_number("epsilon", epsilon)
+    check_written("residual", residual)
     _check_width("residual", residual.shape[1])
     normed: Tensor = torch.ops.reroute.add_rmsnorm(residual, delta, weight, epsilon)
     return normed
@@ -315,6 +358,7 @@ def write_back(stream: Tensor, index: Tensor, residual: Tensor, delta: Tensor) -
     check_tensor("index", index, [None], INDEX, stream)
     for name, x in (("residual", residual), ("delta", delta)):
         check_tensor(name, x, [index.shape[0], stream.shape[1]], (stream.dtype,), stream)
+    check_written("stream", stream)
     torch.ops.reroute.write_back(stream, index, residual, delta)
 
 
@@ -328,7 +372,7 @@ def _check_pages(key_pages: Tensor, value_pages: Any, kv_heads: int | None, like
         raise RerouteError(
             "value_pages", "is laid out otherwise than key_pages", "give both the same strides"
         )
-    if key_pages.stride(0) != key_pages.shape[1] * key_pages.stride(1):
+    if key_pages.shape[0] > 1 and key_pages.stride(0) != key_pages.shape[1] * key_pages.stride(1):
         raise RerouteError("key_pages", "has gaps between its pages", "lay page after page, row after row")
 
 
@@ -365,6 +409,8 @@ def rope_kv_write(
     check_tensor("rows", rows, [count], INDEX, query)
     check_tensor("slots", slots, [count], (torch.int64,), query)
     _check_pages(key_pages, value_pages, key.shape[1], query)
+    check_written("key_pages", key_pages)
+    check_written("value_pages", value_pages)
     turned: tuple[Tensor, Tensor] = torch.ops.reroute.rope_kv_write(
         query, key, value, cos, sin, axes, rows, slots, key_pages, value_pages
     )
@@ -398,7 +444,9 @@ def decode_paged(
     _check_heads(query.shape[1], key_pages.shape[2])
     check_tensor("block_table", block_table, [query.shape[0], None], INDEX, query)
     check_tensor("lengths", lengths, [query.shape[0]], INDEX, query)
+    _check_number("scale", scale)
     _check_count("max_length", max_length, 0)
+    _check_count("requests", query.shape[0], 0, MOST_REQUESTS)
     if max_length > block_table.shape[1] * key_pages.shape[1]:
         raise RerouteError(
             "max_length",
@@ -414,13 +462,24 @@ def decode_paged(
 # --------------------------------------------------------------------------------------------------------- registration
 
 
-def _register(schema: str, launcher: str, fake: Callable[..., Any]) -> None:
-    """Define an operator: its kernel on every device that :func:`check_device` lets pass, and its shapes for tracing."""
+def _register(
+    schema: str, launcher: str, fake: Callable[..., Any], disjoint: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Define an operator: its kernel on every device that :func:`check_device` lets pass, and its shapes for tracing.
+
+    ``disjoint`` are arguments of which one is written while other programs may still read the other.
+    """
     name = schema.split("(")[0]
     module, function = launcher.split(":")
     _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
 
+    names = [
+        argument.split()[-1] for argument in schema[schema.index("(") + 1 : schema.index(") ->")].split(", ")
+    ]
+
     def run(*args: Any) -> Any:
+        for written, read in disjoint:
+            _check_disjoint(written, args[names.index(written)], args[names.index(read)], read)
         import importlib  # triton is imported where a kernel runs, not before
 
         return getattr(importlib.import_module(f"{__package__}.kernels.{module}"), function)(*args)
@@ -428,6 +487,21 @@ def _register(schema: str, launcher: str, fake: Callable[..., Any]) -> None:
     for key in ("CPU", "CUDA"):
         _library.impl(name, run, key)
     torch.library.register_fake(f"reroute::{name}", fake, lib=_library)
+
+
+def _check_disjoint(name: str, written: Tensor | None, read: Tensor, other: str) -> None:
+    if written is None or not written.numel() or not read.numel():
+        return
+    (first, last), (start, end) = _extent(written), _extent(read)
+    if written.device == read.device and first < end and start < last:
+        raise RerouteError(
+            name, f"shares memory with {other}, and is written to", "give it memory of its own"
+        )
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _fake_select(scores: Tensor, candidates: Tensor, cu_candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -447,6 +521,7 @@ _register(
     "Tensor cu_queries, Tensor(a!)? rotated, float scale, SymInt max_rows, SymInt max_queries, str heads) -> Tensor",
     "score:score_last_row",
     lambda query, key, *rest: key.new_empty(key.shape[0], dtype=torch.float32),
+    disjoint=[("rotated", "key")],
 )
 _register(
     "select_compact(Tensor scores, Tensor candidates, Tensor cu_candidates, Tensor cu_selected, Tensor always, "
@@ -464,6 +539,7 @@ _register(
     "add_rmsnorm(Tensor(a!) residual, Tensor delta, Tensor weight, float epsilon) -> Tensor",
     "rows:add_rmsnorm",
     lambda residual, *rest: residual.new_empty(residual.shape),
+    disjoint=[("residual", "delta")],
 )
 _register(
     "swiglu(Tensor gate_up) -> Tensor",
@@ -474,12 +550,14 @@ _register(
     "write_back(Tensor(a!) stream, Tensor index, Tensor residual, Tensor delta) -> ()",
     "rows:write_back",
     lambda *args: None,
+    disjoint=[("stream", "residual"), ("stream", "delta")],
 )
 _register(
     "rope_kv_write(Tensor query, Tensor key, Tensor value, Tensor cos, Tensor sin, Tensor? axes, Tensor rows, "
     "Tensor slots, Tensor(a!) key_pages, Tensor(b!) value_pages) -> (Tensor, Tensor)",
     "rope_kv:rope_kv_write",
     lambda query, key, *rest: (query.new_empty(query.shape), key.new_empty(key.shape)),
+    disjoint=[("key_pages", "value_pages")],
 )
 _register(
     "decode_paged(Tensor query, Tensor key_pages, Tensor value_pages, Tensor block_table, Tensor lengths, float scale, "

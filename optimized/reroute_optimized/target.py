@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import canonical
 from .api import routed
 from .first_stage import first_stage
+from .ops import check_device
 from .probe import Probe, Replay
 from .selection import select_places
 from .target_ranks import in_processes, processes, shared
@@ -172,7 +173,7 @@ class TorchTarget:
             name: tensor[:, :rows] if name != "position_ids" else tensor[..., :rows]
             for name, tensor in inputs[0].items()
         }
-        with routed(network, schedule, backend="torch") as result, result.prefix(beginning):
+        with routed(network, schedule, backend=self.backend) as result, result.prefix(beginning):
             return [Session(network, result).forward(batch, None, Probe()) for batch in inputs]
 
     def schedule(
@@ -218,13 +219,20 @@ def torch_target() -> TorchTarget:
 
 
 class TritonTarget(TorchTarget):
-    """Backend ``triton`` behind the target protocol."""
+    """Backend ``triton`` behind the target protocol: on a CPU, in Triton's interpreter."""
 
     name = "optimized-triton"
     backend = "triton"
     profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
+    families = TorchTarget.families - {"qwen3_5"}
+    dtypes = frozenset({"float16"})  # the interpreter gets bfloat16 wrong
 
 
 def triton_target() -> TritonTarget:
-    """The target of backend ``triton``."""
+    """The target of backend ``triton``.
+
+    Raises:
+        RerouteError: the suite's models are on a CPU, and Triton's interpreter is off.
+    """
+    check_device(torch.device("cpu"), torch.float32)
     return TritonTarget()

@@ -75,7 +75,6 @@ def test_json_goes_to_stdout_alone(vlm_reroute, tmp_path):
     ("arguments", "words"),
     [
         (["--target", "optimised-torch"], "did you mean 'optimized-torch'"),
-        (["--target", "optimized-triton"], "not built yet"),
         (["--target", "no.such.module:factory"], "cannot be loaded"),
         (["--target", "tests.conformance.wrong:absent"], "cannot be loaded"),
         (["--target", "tests.conformance.wrong:no_target"], "has no name, profiles"),

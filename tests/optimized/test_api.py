@@ -108,7 +108,6 @@ def wrapped():
 @pytest.mark.parametrize(
     ("make", "schedule", "backend", "field"),
     [
-        (tiny.llava, ROUTE, "triton", "backend"),
         (tiny.llava, ROUTE, "cuda", "backend"),
         (lambda: nn.Linear(2, 2), ROUTE, "auto", "model"),
         (tiny.llava, "no-such-preset", "auto", "preset"),

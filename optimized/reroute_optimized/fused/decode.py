@@ -19,6 +19,7 @@ def is_paged(cache: RoutedCache) -> bool:
     return all(isinstance(layer, PagedLayer) for layer in cache.layers)
 
 
+@torch.no_grad()
 def run_row(
     decoder: Decoder,
     cache: RoutedCache,

@@ -43,8 +43,9 @@ class Alive:
 class FusedTurn(Turn):
     """A first turn; arguments as for :class:`reroute_optimized.engine.Turn`. A later turn is not for this engine."""
 
+    @torch.no_grad()
     def run(self) -> Tensor:
-        """As :meth:`Turn.run`."""
+        """As :meth:`Turn.run`, without a gradient."""
         layout, hidden = self._layout, self._rows.hidden_states
         device, rule = hidden.device, self._schedule.score
         packed = PackedPlan.of(layout, rule.n, device)

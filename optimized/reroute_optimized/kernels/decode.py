@@ -167,7 +167,7 @@ def decode_paged(
             "SPLIT": table.DECODE_SPLIT,
             "ROWS": table.DECODE_ROWS,
             "ALL_GROUP": max(table.power_of_two(num_heads // kv_heads), 16),  # a matrix unit's least height
-            "CHANNELS": table.power_of_two(head_dim),
+            "CHANNELS": max(table.power_of_two(head_dim), 16),  # and its least depth
         },
         warps=table.decode_warps(query.element_size()),
     )

@@ -115,7 +115,7 @@ def cases(dtypes: tuple[str, ...], head_dims: tuple[int, ...]) -> Iterator[tuple
                     case,
                     partial(
                         score.score_last_row,
-                        *(asking, keys, angles, angles, axes, cu, cu, keys),
+                        *(asking, keys, angles, angles, axes, cu, cu, torch.empty_like(keys)),
                         scale=0.1,
                         max_rows=640,
                         max_queries=1,

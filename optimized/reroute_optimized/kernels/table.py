@@ -6,9 +6,11 @@ Nothing is tuned at run time: tuning again whenever lengths change would cost mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 SCORE_ROWS = 32
 """Rows of one tile of keys; with 128 channels and 8 warps 16 values a thread."""
@@ -72,7 +74,10 @@ def launch(kernel: Any, grid: Sequence[int], arguments: dict[str, Any], *, warps
     options = {"num_warps": warps, "enable_fp_fusion": False}
     if _recorder is not None:
         _recorder(Launch(kernel, tuple(grid), arguments, options))
-    else:
+        return
+    device = next(x.device for x in arguments.values() if isinstance(x, torch.Tensor))
+    # Triton launches on the current device, whatever the tensors' own
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[tuple(grid)](**arguments, **options)
 
 
@@ -82,8 +87,12 @@ def power_of_two(n: int) -> int:
 
 
 def row_warps(width: int) -> int:
-    """Warps of a program that holds one row of ``width`` channels: 8 values a thread, within 4 to 16 warps."""
-    return min(max(power_of_two(width) // 256, 4), 16)
+    """Warps of a program that holds one row of ``width`` channels: 8 values a thread, at most 16 warps.
+
+    Never more threads than channels but in one warp: a thread of another warp that holds a copy of a channel could read it
+    after it was written in place.
+    """
+    return min(max(power_of_two(width) // 256, 1), 16)
 
 
 def select_rows(most: int) -> int:

@@ -223,6 +223,11 @@ def _stage(case: RowsCase) -> Tensor:
     return torch.randperm(case.rows, generator=chance)[: case.stage].sort().values.int()
 
 
+def small(rows: Tensor) -> Tensor:
+    """Rows of very different sizes, the first of nothing but zeros: where a norm's epsilon is seen."""
+    return rows * torch.logspace(-3, 1, len(rows))[:, None] * (torch.arange(len(rows)) > 0)[:, None]
+
+
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The Llama family's, rounding where it does."""
     wide = x.float() if x.dtype != torch.float64 else x
@@ -233,7 +238,10 @@ def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def gather_rmsnorm(launcher: Launcher, case: RowsCase) -> None:
     """Rows bit for bit, their norm near."""
     normal, index = draw(case.seed), _stage(case)
-    stream, weight = normal(case.rows, case.width, dtype=case.dtype), normal(case.width, dtype=case.dtype)
+    stream, weight = (
+        small(normal(case.rows, case.width)).to(case.dtype),
+        normal(case.width, dtype=case.dtype),
+    )
     rows, normed = watched(launcher, {"stream": stream, "index": index, "weight": weight, "epsilon": 1e-5})
     taken = stream[index.long()]
     assert same_bits(rows, taken)
@@ -243,7 +251,7 @@ def gather_rmsnorm(launcher: Launcher, case: RowsCase) -> None:
 def add_rmsnorm(launcher: Launcher, case: RowsCase) -> None:
     """The sum bit for bit, its norm near."""
     normal = draw(case.seed)
-    residual, delta = (normal(case.stage, case.width, dtype=case.dtype) for _ in range(2))
+    residual, delta = (small(normal(case.stage, case.width)).to(case.dtype) for _ in range(2))
     weight = normal(case.width, dtype=case.dtype)
     arguments = {"residual": residual, "delta": delta, "weight": weight, "epsilon": 1e-5}
     normed, total = watched(launcher, arguments, writes=("residual",))
@@ -296,7 +304,7 @@ def rope_kv_write(launcher: Launcher, case: RopeCase) -> None:
     rows = torch.randint(table_rows, (case.rows,), generator=chance).int()
     pages = -(-case.rows // case.page) + 1
     slots = torch.randperm(pages * case.page, generator=chance)[: case.rows]
-    slots[case.rows - case.padding :] = -1
+    slots[case.rows - case.padding :] = torch.tensor([-1, -7]).repeat(case.rows)[: case.padding]
     query = normal(case.rows, case.kv_heads * case.group, case.head_dim, dtype=case.dtype)
     key, value = (normal(case.rows, case.kv_heads, case.head_dim, dtype=case.dtype) for _ in range(2))
     before = [normal(pages, case.page, case.kv_heads, case.head_dim, dtype=case.dtype) for _ in range(2)]

@@ -87,6 +87,54 @@ def test_compiles_whole_and_gives_the_same_bits(name):
     assert_same(compiled, plain)
 
 
+def taller(name):
+    """The same call with one row or page more of everything that has rows: another size, not another compilation."""
+    given = arguments()[name]
+    rows = {"gather_rmsnorm": ["stream"], "add_rmsnorm": ["residual", "delta"], "swiglu": ["gate_up"]}
+    for field in rows.get(name, []):
+        given[field] = torch.cat([given[field], given[field][:1]])
+    return given
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiles_for_any_size(name):
+    compiled = torch.compile(getattr(ops, name), fullgraph=True, dynamic=True, backend="aot_eager")
+    for given, plain in ((arguments()[name], arguments()[name]), (taller(name), taller(name))):
+        torch.testing.assert_close(compiled(**given), getattr(ops, name)(**plain), rtol=0, atol=0)
+        assert_same(given, plain)
+
+
+def test_a_second_size_compiles_where_nobody_asked_for_any():
+    compiled = torch.compile(ops.add_rmsnorm, fullgraph=True, backend="aot_eager")
+    for given in (arguments()["add_rmsnorm"], taller("add_rmsnorm")):
+        assert compiled(**given).shape == given["residual"].shape
+
+
+def test_a_gradient_that_would_be_lost_is_refused():
+    given = arguments()["swiglu"]
+    given["gate_up"].requires_grad_()
+    with pytest.raises(RerouteError, match="gate_up: requires a gradient"):
+        ops.swiglu(**given)
+    with torch.no_grad():
+        assert ops.swiglu(**given).isfinite().all()
+
+
+OVERLAPPING = [
+    ("score_last_row", lambda x: x | {"rotated": x["key"]}),
+    ("add_rmsnorm", lambda x: x | {"residual": x["residual"][:1].expand(3, -1)}),
+    ("add_rmsnorm", lambda x: x | {"delta": x["residual"]}),
+    ("write_back", lambda x: x | {"residual": x["stream"][1:3]}),
+    ("write_back", lambda x: x | {"stream": x["stream"][:1].expand(5, -1)}),
+    ("rope_kv_write", lambda x: x | {"value_pages": x["key_pages"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "overlap"), OVERLAPPING)
+def test_memory_that_is_written_and_read_at_once_is_refused(name, overlap):
+    with pytest.raises(RerouteError, match=r"memory|expanded"):
+        getattr(ops, name)(**overlap(arguments()[name]))
+
+
 def test_what_was_written_is_declared():
     """An operator's mutation is part of its schema, so that compilers keep the order."""
     writes = {
@@ -142,6 +190,14 @@ WRONG = [
     ("decode_paged", "block_table", index(0, 1)),
     ("decode_paged", "lengths", index(6, 3, 1)),
     ("decode_paged", "max_length", 9),
+    ("decode_paged", "max_length", None),
+    ("decode_paged", "scale", None),
+    ("score_last_row", "max_rows", 6.0),
+    ("score_last_row", "cu_seqlens", index()),
+    ("select_compact", "cu_seqlens", index()),
+    ("select_compact", "num_selected", "3"),
+    ("add_rmsnorm", "epsilon", "1e-6"),
+    ("gather_rmsnorm", "index", None),
 ]
 
 
