@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo mutants port test test-oldest kernels kernels-full lint format rules proofs
+.PHONY: demo mutants port test test-oldest kernels kernels-full fused lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -31,6 +31,10 @@ kernels: $(STAMP)
 
 kernels-full: $(STAMP)
 	$(BIN)/python -m reroute_optimized.kernels.gate --full
+
+# backend triton in Triton's interpreter, which is slow: a few profiles
+fused: $(STAMP)
+	TRITON_INTERPRET=1 $(BIN)/vlm-reroute conform --target optimized-triton --profiles core,gqa,cache --jobs 2 --report reroute-report/triton
 
 # the fast path on the oldest transformers and triton that it runs with, in a second environment
 OLDEST := .venv-oldest
