@@ -93,6 +93,15 @@ def conform(
     profiles = profiles or ("all" if nproc == 1 else "core")
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     named = TargetName(target, cmd, timeout, nproc)
+    if not timeout > 0:
+        raise RerouteError("--timeout", f"{timeout:g}", "give seconds above 0")
+    if nproc > 1:
+        from .ranks import ALONE
+
+        for asked in chosen or ():
+            if asked in ALONE:
+                problem = f"{asked!r} is not asked of several processes: {ALONE[asked]}"
+                raise RerouteError("--profiles", problem, "leave --nproc out")
     if nproc > 1 and jobs > 1:
         raise RerouteError("--jobs", f"{jobs} with --nproc {nproc}", "give one of the two")
     prepare()

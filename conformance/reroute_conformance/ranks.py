@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from .answers import UnansweredError
 from .protocol import Target
 from .verdict import Verdict
 
-_ALONE = {
+ALONE = {
     "hf": "transformers models do not travel between processes whole",
     "nuwa": "transformers models do not travel between processes whole",
     "shards": "it starts processes of its own",
@@ -209,16 +210,25 @@ def _agreement(answers: list[list[Any]]) -> Verdict:
         selected, scores = (
             [[getattr(r, name) for r in each] for each in records] for name in ("selected", "scores")
         )
-        other = next((rank for rank in range(len(records)) if scores[rank] != scores[0]), 0)
+        # a NaN is like itself here: whether there may be one, the rules about scores say
+        alike = [[_comparable(each) for each in own] for own in scores]
+        other = next(
+            (r for r in range(len(records)) if (alike[r], selected[r]) != (alike[0], selected[0])), 0
+        )
         verdict.require(
             "RR-EQV-008",
             f"process {other}",
             f"it scores {scores[other]} and selects {selected[other]}; process 0 {scores[0]} and {selected[0]}",
             counts=any(selected[0]),
             selected_by_rank=selected,
-            scores_by_rank=scores,
+            scores_by_rank=alike,
         )
     return verdict
+
+
+def _comparable(scores: Any) -> Any:
+    """Scores with None for every NaN; of another form as they are."""
+    return [None if x != x else x for x in scores] if isinstance(scores, (list, tuple)) else scores
 
 
 def _records(answer: Any) -> list[Any]:
@@ -234,6 +244,7 @@ def _serve(rank: int, count: int, name: str, meeting: str, timeout: float, pipe:
     """One process: join the group, load the target, answer until nobody asks any more."""
     from .parallel import prepare
 
+    signal(SIGINT, SIG_IGN)  # whoever is interrupted at the keyboard ends these, too
     prepare()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
     import torch.distributed as dist
@@ -253,7 +264,7 @@ def _loaded(name: str) -> tuple[Any, bytes]:
 
     try:
         target = load_target(name)
-        own = {"name": target.name, "profiles": frozenset(target.profiles) - _ALONE.keys()}
+        own = {"name": target.name, "profiles": frozenset(target.profiles) - ALONE.keys()}
         for claim in ("dtypes", "device"):
             if hasattr(target, claim):
                 own[claim] = getattr(target, claim)

@@ -75,20 +75,22 @@ class Encoded:
 
     @contextmanager
     def _replaced(self, by: Callable[..., Any]) -> Iterator[None]:
-        names = []
+        own: dict[str, Any] = {}
         for medium in self._media:
             name = f"get_{medium.placeholder.removesuffix('_token_id')}_features"
-            original = getattr(self._merger, name, None)
+            before, original = self._merger.__dict__.get(name), getattr(self._merger, name, None)
             if original is not None:
                 self._merger.__dict__[name] = functools.wraps(original)(
                     functools.partial(by, medium, original)
                 )
-                names.append(name)
+                own[name] = before
         try:
             yield
         finally:
-            for name in names:
-                del self._merger.__dict__[name]
+            for name, before in own.items():  # somebody's own, or the class's
+                self._merger.__dict__.pop(name, None)
+                if before is not None:
+                    self._merger.__dict__[name] = before
 
     def _record(self, medium: Medium, original: Any, *args: Any, **kwargs: Any) -> Any:
         pictures = None if self._inside else self._pictures(medium, original, args, kwargs)
@@ -136,11 +138,11 @@ class Encoded:
         self, medium: Medium, original: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> list[_Picture] | None:
         """Every picture of a call; None where they cannot be told apart."""
-        given = _named(original, args, kwargs)
+        given, parameters = _named(original, args, kwargs), inspect.signature(original).parameters
+        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            return None  # what else is asked for was not kept
         explicit = {
-            name: given[name]
-            for name in inspect.signature(original).parameters
-            if given.get(name) is not None and name != "return_dict"
+            name: given[name] for name in parameters if given.get(name) is not None and name != "return_dict"
         }
         tensors = {name for name, value in explicit.items() if isinstance(value, Tensor)}
         sized = [name for name in medium.companions if name in tensors]

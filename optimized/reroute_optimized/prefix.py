@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+import torch
 from reroute_spec import PrefixCost, RerouteError, prefix_cost, shape_from_config
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Prefix:
 
     It keeps keys, values and states of the blocks before the first decision, what its rows are there, the merged
     embeddings, and pixels and features of its images; using it adds nothing. Weights are trusted to be those that it was
-    made with: make it anew after loading, training, merging or switching any of them.
+    made with: make it anew after loading, training, merging or switching any of them. There is no gradient through it.
 
     Attributes:
         num_rows: rows that it holds.
@@ -79,6 +80,12 @@ class Prefix:
                 "blocks before the first decision do not run the prefix's rows again",
                 "leave it False, or leave the prefix's with block",
             )
+        if torch.is_grad_enabled() and request.embeddings.requires_grad:
+            raise RerouteError(
+                "prefix",
+                "has no gradient, and this forward asks for one",
+                "call under torch.no_grad(), or leave the prefix's with block",
+            )
         self._recorded.check(request, real, positions, features, self._pixels)
         return self._recorded.opening
 
@@ -91,6 +98,13 @@ def make_prefix(router: Router, inputs: Mapping[str, Any]) -> Prefix:
     for name in ("past_key_values", "labels"):
         if inputs.get(name) is not None:
             raise RerouteError(name, "is given for a prefix, the beginning of a prompt", "leave it out")
+    ids = inputs.get("input_ids")
+    if ids is None and inputs.get("inputs_embeds") is None:
+        raise RerouteError(
+            "inputs", "hold neither input_ids nor inputs_embeds", "give what the processor returns"
+        )
+    if isinstance(ids, Tensor) and ids.ndim != 2:
+        raise RerouteError("input_ids", f"have the shape {list(ids.shape)}", "give [1, P]")
     model, family = router.model, router.family
     encoded = None if family.merger is None else Encoded(model, family)
     given = {**inputs, "use_cache": False, "logits_to_keep": 1, "output_hidden_states": False}
@@ -99,6 +113,10 @@ def make_prefix(router: Router, inputs: Mapping[str, Any]) -> Prefix:
             around.enter_context(encoded.recording())
         recorded = around.enter_context(router.recording())
         model(**given)
+    if recorded[0].embeddings.isnan().any():
+        raise RerouteError(
+            "inputs", "make NaN embeddings", "a NaN is never ordered; look at pixels and weights"
+        )
     return Prefix(router, recorded[0], encoded)
 
 

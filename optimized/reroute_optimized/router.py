@@ -19,6 +19,8 @@ from .cache import RoutedCache, Snapshot, adopt, check_cache, make_cache
 from .decoder import Decoder, counted
 from .deepstack import DeepStack
 from .engine import Rows, Turn
+from .fused.blocks import check_no_gradient
+from .fused.decode import note_padding
 from .fused.turn import FusedTurn
 from .generation import CLAIM, GENERATION, Generation, Prompt
 from .later import decode
@@ -161,6 +163,8 @@ class Router:
         if shape[1] > 1:  # a single row is never routable
             mask = None if request.features is None else request.features[0]
             visual, featured = read_masks(shape, request.visual_mask, mask)
+        if self.fused and shape[1] == 1:
+            check_no_gradient(request.embeddings)
         state.guard.check()
         state.guard.seen.clear()
         before = Snapshot.of(cache)
@@ -197,6 +201,9 @@ class Router:
         rows, positions, dropped = self._rows(request, positions, real, visual, featured)
         turn = self._turn(rows, request, cache, past)
         final = turn.run()
+        for stage in rows.layout.stages:
+            if stage.pads is not None:
+                note_padding(cache, range(stage.first, stage.last + 1))
         cache.routing = later_state(
             self.decoder, self.schedule, state, past, turn.done, positions, dropped, request.shape[1]
         )
@@ -328,8 +335,10 @@ class Router:
         prompt: Prompt | None = None,
         opening: Opening | None = None,
     ) -> Turn:
-        # a later turn, and one that starts at a prefix, run on rectangles
-        engine = FusedTurn if self.fused and past is None and opening is None else Turn
+        engine = Turn
+        if self.fused and past is None and opening is None:  # the others run on rectangles
+            check_no_gradient(rows.hidden_states)
+            engine = FusedTurn
         return engine(
             self.decoder,
             self.schedule,

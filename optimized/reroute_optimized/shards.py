@@ -98,6 +98,10 @@ def over_all_heads(scores: Tensor, reduction: str, heads: int, projection: nn.Mo
     return most.masked_fill(most.isinf(), torch.nan)
 
 
+_LOST = ("gloo", "pair closure")
+"""In what gloo says of another process; the second of a group that has given one up before."""
+
+
 @contextmanager
 def lost_processes_told(shards: Shards) -> Iterator[None]:
     """Say what happened where a collective fails, be it a score's or one of transformers' own.
@@ -108,7 +112,7 @@ def lost_processes_told(shards: Shards) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in _LOST):
             raise
         raise RerouteError(
             "process group",

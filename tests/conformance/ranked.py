@@ -18,6 +18,8 @@ class Moody(ReferenceTarget):
 
     def by_mood(self, answers):
         mood = Path(os.environ["MOOD"]).read_text()
+        if mood == "the same nan":
+            return [{**answer, "trace": without_scores(answer["trace"])} for answer in answers]
         if dist.get_rank() == 0:
             return answers
         if mood == "dies":
@@ -40,6 +42,12 @@ class Meeting(Moody):
         if Path(os.environ["MOOD"]).read_text() != "good" and dist.get_rank() == 0:
             dist.barrier()
         return super().by_mood(answers)
+
+
+def without_scores(trace):
+    """NaN for every score, on all processes."""
+    spoilt = [replace(d, scores=tuple(float("nan") for _ in d.scores)) for d in trace.decisions]
+    return replace(trace, decisions=tuple(spoilt))
 
 
 def nudged(trace):

@@ -64,6 +64,13 @@ def test_what_only_the_second_process_has_wrong_is_found_and_named(target, mood,
     assert broken.where.startswith("process 1: ")
 
 
+def test_a_nan_on_all_processes_is_blamed_on_the_scores(target, mood, tmp_path):
+    mood.write_text("the same nan")
+    broken = judged(target, tmp_path).violations
+    assert broken
+    assert all(violation.rule != "RR-EQV-008" for violation in broken)
+
+
 def test_a_process_that_dies_is_told_and_the_next_request_finds_another(target, mood, tmp_path):
     mood.write_text("dies")
     (broken,) = judged(target, tmp_path).violations
@@ -106,3 +113,9 @@ def test_processes_are_given_with_a_target_and_one_job(vlm_reroute):
     code, _, said = vlm_reroute("conform", "--target", "reference", "--nproc", "2", "--jobs", "2")
     assert code == 3
     assert "--jobs: 2 with --nproc 2" in said
+    code, _, said = vlm_reroute("conform", "--target", "reference", "--nproc", "2", "--profiles", "hf")
+    assert code == 3
+    assert "'hf' is not asked of several processes" in said
+    code, _, said = vlm_reroute("conform", "--target", "reference", "--nproc", "2", "--timeout", "-3")
+    assert code == 3
+    assert "--timeout: -3; give seconds above 0" in said

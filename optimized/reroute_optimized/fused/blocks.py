@@ -94,6 +94,20 @@ def check_fusable(decoder: Decoder) -> None:
     ops.check_device(weight.device, weight.dtype)
 
 
+def check_no_gradient(embeddings: Tensor) -> None:
+    """Refuse a forward whose gradient would be lost.
+
+    Raises:
+        RerouteError: naming the backend.
+    """
+    if torch.is_grad_enabled() and embeddings.requires_grad:
+        raise RerouteError(
+            "backend",
+            "'triton' has no gradients, and this forward asks for them",
+            "call under torch.no_grad(), or use backend='torch'",
+        )
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale: float) -> Tensor:
     """Causal attention of packed rows [M, H, D] within each request, by SDPA.
 

@@ -15,8 +15,15 @@ from .pages import PagedLayer
 
 
 def is_paged(cache: RoutedCache) -> bool:
-    """Whether every block's rows lie in pages."""
-    return all(isinstance(layer, PagedLayer) for layer in cache.layers)
+    """Whether every block's rows lie in pages, and nothing else does."""
+    return all(isinstance(layer, PagedLayer) and not layer.padded for layer in cache.layers)
+
+
+def note_padding(cache: RoutedCache, blocks: range) -> None:
+    """A turn on rectangles put its padding into the pages of ``blocks``: from now on their rows are read through masks."""
+    for layer in blocks:
+        if isinstance(cache.layers[layer], PagedLayer):
+            cache.layers[layer].padded = True
 
 
 @torch.no_grad()

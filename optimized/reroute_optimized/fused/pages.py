@@ -24,6 +24,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         lengths: rows of every request.
         width: rows that transformers sees, padding included; it stays when the longest request leaves.
         tables: pages of every request, in order.
+        padded: whether a turn on rectangles left padding among the rows, which only a mask hides.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         self.value_pages: Tensor | None = None
         self.lengths: list[int] = []
         self.width = 0
+        self.padded = False
         self.tables: list[list[int]] = []
         self._free: list[int] = []
         self._holders: list[int] = []
@@ -58,6 +60,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def _drop(self, value: None) -> None:
         assert value is None
         self.key_pages = self.value_pages = None
+        self.padded = False
         self.lengths, self.width, self.tables, self._free, self._holders = [], 0, [], [], []
 
     def get_seq_length(self) -> int:

@@ -45,7 +45,7 @@ class FusedTurn(Turn):
 
     @torch.no_grad()
     def run(self) -> Tensor:
-        """As :meth:`Turn.run`, without a gradient."""
+        """As :meth:`Turn.run`, without a gradient: :func:`check_no_gradient` was asked before."""
         layout, hidden = self._layout, self._rows.hidden_states
         device, rule = hidden.device, self._schedule.score
         packed = PackedPlan.of(layout, rule.n, device)

@@ -214,3 +214,54 @@ def test_making_a_prefix_changes_nothing_else():
             assert result.traces == trace
         assert torch.equal(model(**inputs).logits, logits)
         assert prefix.served == 0
+
+
+def test_a_gradient_through_a_prefix_is_refused():
+    model = tiny.text_model()
+    given = tiny.text_inputs("tvvvvtt")
+    embeddings = given["inputs_embeds"]
+    beginning = {"inputs_embeds": embeddings[:, :4], "visual_mask": given["visual_mask"][:, :4]}
+    with routed(model, Schedule("reroute", (Decision(2, "0.5"),))) as routing, routing.prefix(beginning):
+        with pytest.raises(RerouteError, match="prefix: has no gradient"):
+            model(**{**given, "inputs_embeds": embeddings.clone().requires_grad_()})
+        assert model(**given).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({}, "inputs"),
+        ({"input_ids": torch.tensor([1, 2, 3])}, "input_ids"),
+        ({"inputs_embeds": torch.full((1, 3, 64), torch.nan)}, "inputs"),
+    ],
+    ids=["nothing", "one dimension", "nan"],
+)
+def test_what_is_no_beginning_is_refused_by_name(inputs, field):
+    model = tiny.text_model()
+    with routed(model, Schedule("reroute", (Decision(2, "0.5"),))) as routing:
+        with pytest.raises(RerouteError) as refused:
+            routing.prefix(inputs)
+        assert refused.value.field == field
+
+
+def test_a_callers_own_way_to_encode_pictures_stays():
+    model = model_of("llava")
+
+    def mine(*args, **kwargs):
+        return type(model.model).get_image_features(model.model, *args, **kwargs)
+
+    model.model.get_image_features = mine
+    try:
+        with routed(model, Schedule("reroute", (Decision(2, "0.5"),))) as routing:
+            with routing.prefix(beginning_of("llava")):
+                assert model.model.get_image_features is not mine
+            assert model.model.__dict__["get_image_features"] is mine
+    finally:
+        del model.model.get_image_features
+
+
+def test_what_else_is_asked_of_a_picture_is_encoded_anew():
+    model, inputs = model_of("llava"), beginning_of("llava")
+    with routed(model, Schedule("reroute", (Decision(2, "0.5"),))) as routing, routing.prefix(inputs):
+        features = model.get_image_features(inputs["pixel_values"], output_hidden_states=True)
+        assert features.hidden_states
