@@ -168,7 +168,7 @@ def test_padding_of_a_later_turn_is_not_attended():
         [Row("tvvvvvvtt", 1), Row("tvvvvvvtt", 2)],
         config=test_methods.decoder_config(6, heads=2, kv_heads=1, head_dim=8),
     )
-    turn = DecoderCase(TWO.to_dict(), [Row("vvvvtt", 3), Row("tvvvvv", 4)], config=case.config).inputs()
+    turn = DecoderCase(TWO.to_dict(), [Row("vvvvtt", 3), Row("tttvvv", 4)], config=case.config).inputs()
     turn.pop("attention_mask")
     operations = [
         {"op": "prefill", "inputs": case.inputs()},
