@@ -94,7 +94,7 @@ def conform(
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
     named = TargetName(target, cmd, timeout, nproc)
     if not timeout > 0:
-        raise RerouteError("--timeout", f"{timeout:g}", "give seconds above 0")
+        raise RerouteError("--timeout", f"{timeout:g}", "give a number above 0")
     if nproc > 1:
         from .ranks import ALONE
 

@@ -118,4 +118,4 @@ def test_processes_are_given_with_a_target_and_one_job(vlm_reroute):
     assert "'hf' is not asked of several processes" in said
     code, _, said = vlm_reroute("conform", "--target", "reference", "--nproc", "2", "--timeout", "-3")
     assert code == 3
-    assert "--timeout: -3; give seconds above 0" in said
+    assert "--timeout: -3; give a number above 0" in said
