@@ -192,7 +192,7 @@ def _decision(
 ) -> DecisionLayout | None:
     if layer not in layers:
         return None
-    stages = [_decided_stage(p, layer) for p in plans]
+    stages = [decided_stage(p, layer) for p in plans]
     candidates = tuple(sum(s.pools) if s else 0 for s in stages)
     kept = tuple(sum(s.budgets) if s else 0 for s in stages)
     most = max(candidates)
@@ -219,7 +219,8 @@ def _decision(
     )
 
 
-def _decided_stage(request: Plan, layer: int) -> Stage | None:
+def decided_stage(request: Plan, layer: int) -> Stage | None:
+    """The stage of a request that a decision at ``layer`` begins; None where it decides nothing there."""
     return next((stage for stage in request.stages if stage.index and stage.first == layer), None)
 
 

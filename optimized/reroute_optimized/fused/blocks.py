@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ def scores(
     last = torch.cat(
         [
             torch.arange(n, device=normed.device) + (end - n)
-            for n, end in zip(asking.counts, _ends(rows.counts), strict=True)
+            for n, end in zip(asking.counts, accumulate(rows.counts), strict=True)
         ]
     )
     cos, sin = (table.index_select(0, angles.rows) for table in (angles.cos, angles.sin))
@@ -155,11 +156,3 @@ def scores(
         block.queries(normed.index_select(0, last)), keys, cos, sin, None, rows.table, asking.table, None,
         block.attention.scaling, rows.most, asking.most, heads,
     )  # fmt: skip
-
-
-def _ends(counts: tuple[int, ...]) -> list[int]:
-    total, ends = 0, []
-    for count in counts:
-        total += count
-        ends.append(total)
-    return ends

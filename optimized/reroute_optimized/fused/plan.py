@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
-from reroute_spec import Stage
 from torch import Tensor
 
-from ..layout import DecisionLayout, Layout
+from ..layout import DecisionLayout, Layout, decided_stage
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class PackedDecision:
         candidates, selected: per segment.
         request_of_candidate: [V] request of every candidate.
         segment_of_selected: [K] where its segment's candidates begin.
-        of_request: rectangle of the candidates, and of the selected.
-        segments: [B, most segments] rectangle of the segments.
+        candidate_rectangle, selected_rectangle: of the candidates, and of the selected, a row a request.
+        segment_rectangle: [B, most segments], of the segments.
     """
 
     shape: DecisionLayout
@@ -189,7 +188,7 @@ def _stage(layout: Layout, index: int, asking: int, device: torch.device) -> Pac
 
 
 def _decision(layout: Layout, layer: int, shape: DecisionLayout, device: torch.device) -> PackedDecision:
-    stages = [_decided(stage for stage in plan.stages if stage.first == layer) for plan in layout.plans]
+    stages = [decided_stage(plan, layer) for plan in layout.plans]
     pools = [list(stage.pools) if stage else [0] for stage in stages]
     budgets = [list(stage.budgets) if stage else [0] for stage in stages]
     candidates = Starts.of(chain.from_iterable(pools), device)
@@ -207,7 +206,3 @@ def _decision(layout: Layout, layer: int, shape: DecisionLayout, device: torch.d
         selected_rectangle=Rectangle.of([sum(own) for own in budgets], max(shape.kept), device),
         segment_rectangle=Rectangle.of(list(map(len, pools)), max(map(len, pools)), device),
     )
-
-
-def _decided(stages: Iterable[Stage]) -> Stage | None:
-    return next((stage for stage in stages if stage.index), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Alive:
         always: [W] bool, those that run whatever their score.
         angles: of them.
         places: [T] where each row of the prompt stands; -1 for the removed.
-        unpack: rectangle that gives them back, and whether padding is in front.
+        stage: whose output they are; None while they are the prompt's own.
     """
 
     stream: Tensor
@@ -67,7 +67,7 @@ class FusedTurn(Turn):
         self._features = self._packed_features()
         for stage in packed.stages:
             self._stage(stage)
-        return self._finish(*self._result())
+        return self._finish(*self._rectangle(self._alive.stream))
 
     # ------------------------------------------------------------------------------------------------------- a stage
 
@@ -99,7 +99,7 @@ class FusedTurn(Turn):
                 rows=stage.rows,
                 asking=stage.asking,
                 always=alive.always.index_select(0, active),
-                angles=replace(angles),
+                angles=angles,
                 places=inverse[alive.places.long()],  # -1, of the removed, reads the last entry
                 stage=stage,
             )
@@ -325,9 +325,8 @@ class FusedTurn(Turn):
             if active is None:
                 rows.add_(table.index_select(0, of_alive))
             else:
-                if (
-                    self._schedule.action != "delete"
-                ):  # the deferred get theirs; the active are overwritten later
+                if self._schedule.action != "delete":
+                    # the deferred get theirs; the active are overwritten later
                     alive.stream.add_(table.index_select(0, of_alive))
                 rows.add_(table.index_select(0, of_alive.index_select(0, active)))
 
@@ -349,9 +348,6 @@ class FusedTurn(Turn):
         ragged = len(set(stage.rows.counts)) > 1
         real = stage.output.index < stage.rows.total
         return stage.output(rows, 0.0), real if ragged else None
-
-    def _result(self) -> tuple[Tensor, Tensor | None]:
-        return self._rectangle(self._alive.stream)
 
     def _block(self, layer: int) -> Block:
         return Block(self._decoder.blocks[layer], self._decoder.names)
