@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from .checks import check_applicable, check_decoder
 from .decoder import Decoder
 from .fused.blocks import check_fusable
+from .fused.engine import Fused
 from .generating import generating_class
 from .nuwa import FirstStage
 from .prefix import Prefix, make_prefix
@@ -36,7 +37,7 @@ class Routed:
     def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
         self._shards = shards
-        self.backend = "triton" if router.fused else "torch"
+        self.backend = "torch" if router.fused is None else "triton"
 
     @property
     def shards(self) -> int:
@@ -115,7 +116,8 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
             raise RerouteError("backend", problem, "use backend='torch'")
         check_fusable(decoder)
     stage = _first_stage(model, family, schedule)
-    router = Router(model, decoder, family, loaded, stage, backend == "triton")
+    fused = Fused(decoder, loaded) if backend == "triton" else None
+    router = Router(model, decoder, family, loaded, stage, fused)
     placeholders = None
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, router, stage is not None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .blocks import Past, run_linear
 from .decoder import Decoder, PositionEmbeddings, counted
 from .deepstack import DeepStack
+from .fused.plan import PackedPlan
 from .layout import DecisionLayout, Layout, StageLayout
 from .masks import causal_mask
 from .opening import Opening, resume
@@ -32,12 +33,14 @@ class Rows:
         hidden_states: [B, S, d] embeddings, left as they are.
         rotary: cos and sin of all columns, [B, S, rotary width].
         features: what the family adds to visual rows between blocks, or None.
+        plan: the packed form of ``layout``, for the fused engine.
     """
 
     layout: Layout
     hidden_states: Tensor
     rotary: PositionEmbeddings
     features: DeepStack | None = None
+    plan: PackedPlan | None = None
 
 
 class Turn:

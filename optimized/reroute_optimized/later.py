@@ -10,6 +10,7 @@ from torch import Tensor
 from .cache import RoutedCache, RoutingState
 from .decoder import Decoder, PositionEmbeddings, largest
 from .fused.decode import is_paged, run_row
+from .fused.engine import Fused
 from .masks import causal_mask
 
 
@@ -21,7 +22,7 @@ def decode(
     position_ids: Tensor | None,
     observe: Callable[[Tensor], None] | None = None,
     *,
-    fused: bool = False,
+    fused: Fused | None = None,
 ) -> Tensor:
     """Run text rows on top of a filled cache; a chunk of them equals one by one.
 
@@ -33,13 +34,14 @@ def decode(
         position_ids: [B or 1, T] or [3, B or 1, T], or None to go on from the largest position so far, deferred rows
             included. Where positions are renumbered, blocks count on from their own rows instead.
         observe: called with every block's output.
-        fused: whether a single row runs on the fused engine, where the cache is in pages.
+        fused: runs a single row, where the cache is in pages.
 
     Returns:
         [B, T, d] after the final norm.
     """
     batch, new = hidden_states.shape[:2]
-    row = fused and new == 1 and is_paged(cache)
+    rotaries: list[PositionEmbeddings] = []  # of a single row
+    row = fused is not None and new == 1 and is_paged(cache)
     steps = torch.arange(new, device=hidden_states.device)
     if position_ids is None:
         position_ids = state.next_positions[:, -1:] + steps
@@ -58,14 +60,16 @@ def decode(
             if not row:
                 mask = causal_mask(implementation, new, rows + new, valid, dtype, hidden_states.device)
         if row:
-            blocks = range(held.first, held.last + 1)
-            hidden_states = run_row(decoder, cache, blocks, hidden_states, rotary, observe)
+            rotaries += [rotary] * sum(cache.layers[i].place == 0 for i in range(held.first, held.last + 1))
             continue
         for layer in range(held.first, held.last + 1):
             own = mask if decoder.attends[layer] else None
             hidden_states = decoder.run_block(layer, hidden_states, rotary, own, cache)
             if observe is not None:
                 observe(hidden_states)
+    if fused is not None and row:
+        angles = rotaries if state.renumbered else rotaries[:1]
+        hidden_states = run_row(decoder, fused, cache, hidden_states, angles, observe)
     hidden_states = decoder.final_norm(hidden_states)
     positions = largest(position_ids).expand(batch, -1)
     reached = torch.cat([state.next_positions[:, -1:], positions + 1], dim=1).cummax(1).values

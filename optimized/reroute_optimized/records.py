@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from reroute_spec import DecisionRecord, RerouteError, RoutingTrace
@@ -31,6 +32,11 @@ class Decided:
     scores: Tensor
     selected: Tensor
     would_select: Tensor | None = None
+
+    def copied(self) -> Decided:
+        """The same in tensors of its own."""
+        tensors: dict[str, Any] = {n: x.clone() for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from .deepstack import DeepStack
 from .engine import Rows, Turn
 from .fused.blocks import check_no_gradient
 from .fused.decode import note_padding
+from .fused.engine import Fused
 from .fused.turn import FusedTurn
 from .generation import CLAIM, GENERATION, Generation, Prompt
 from .later import decode
@@ -44,7 +46,7 @@ class Router:
         model, family: with its head, and what it is.
         decoder: the text decoder.
         schedule: what is decided.
-        fused: whether first turns run on the fused engine.
+        fused: runs first turns and single rows; None: everything runs on rectangles.
         last: the last prefill, or later turn with visual rows, that finished; or None.
         probe: for a conformance run; None otherwise.
         prefix: where prefills start; None: at their own first row.
@@ -57,7 +59,7 @@ class Router:
         family: Family,
         schedule: Schedule,
         stage: FirstStage | None = None,
-        fused: bool = False,
+        fused: Fused | None = None,
     ) -> None:
         self.model, self.family = model, family
         self.decoder = decoder
@@ -163,7 +165,7 @@ class Router:
         if shape[1] > 1:  # a single row is never routable
             mask = None if request.features is None else request.features[0]
             visual, featured = read_masks(shape, request.visual_mask, mask)
-        if self.fused and shape[1] == 1:
+        if self.fused is not None and shape[1] == 1:
             check_no_gradient(request.embeddings)
         state.guard.check()
         state.guard.seen.clear()
@@ -311,7 +313,8 @@ class Router:
             visual, images = prompt.routable(real, visual), prompt.images
         if not routable:
             visual, images = [[False] * len(row) for row in visual], None
-        layout = build_layout(
+        build = partial(
+            build_layout,
             self.schedule,
             self.decoder.num_layers,
             real,
@@ -320,11 +323,15 @@ class Router:
             embeddings.device,
             schedules,
         )
+        if self.fused is None:
+            layout, plan = build(), None
+        else:
+            layout, plan = self.fused.layout((real, visual, images, schedules), build, embeddings.device)
         features = None
         if featured is not None and request.features is not None:
             features = DeepStack.of(request.features[1], featured, embeddings)
         rotary = self.decoder.position_embeddings(embeddings, positions)
-        return Rows(layout, embeddings, rotary, features), positions, dropped
+        return Rows(layout, embeddings, rotary, features, plan), positions, dropped
 
     def _turn(
         self,
@@ -335,18 +342,14 @@ class Router:
         prompt: Prompt | None = None,
         opening: Opening | None = None,
     ) -> Turn:
-        engine = Turn
-        if self.fused and past is None and opening is None:  # the others run on rectangles
-            check_no_gradient(rows.hidden_states)
-            engine = FusedTurn
-        return engine(
-            self.decoder,
-            self.schedule,
-            rows,
-            cache,
-            past=past,
-            probe=self.probe,
-            tables=None if prompt is None else prompt.tables,
-            keep_hidden_states=request.keep_hidden_states,
-            opening=opening,
-        )
+        options: dict[str, Any] = {
+            "past": past,
+            "probe": self.probe,
+            "tables": None if prompt is None else prompt.tables,
+            "keep_hidden_states": request.keep_hidden_states,
+            "opening": opening,
+        }
+        if self.fused is None or past is not None or opening is not None:  # the others run on rectangles
+            return Turn(self.decoder, self.schedule, rows, cache, **options)
+        check_no_gradient(rows.hidden_states)
+        return FusedTurn(self.decoder, self.schedule, rows, cache, fused=self.fused, **options)

@@ -11,6 +11,11 @@ from reroute_optimized.cache import make_cache
 from reroute_optimized.decoder import Decoder
 from reroute_optimized.deepstack import DeepStack
 from reroute_optimized.engine import Rows, Turn
+from reroute_optimized.fused import turn
+from reroute_optimized.fused.decode import run_row
+from reroute_optimized.fused.engine import Fused
+from reroute_optimized.fused.plan import PackedPlan
+from reroute_optimized.fused.turn import FusedTurn
 from reroute_optimized.layout import build_layout
 from reroute_reference.families import text_decoder_of
 from reroute_spec import Decision, Schedule, ScoreRule
@@ -43,7 +48,7 @@ def decoder_of(family):
     return Decoder(*text_decoder_of(model))
 
 
-def prefill(family, schedule):
+def prefill(family, schedule, fused=False):
     """Layout, embeddings and prefill, all within the mode."""
     decoder = decoder_of(family)
     visual = [[letter == "v" for letter in layout] for layout in LAYOUTS]
@@ -55,9 +60,15 @@ def prefill(family, schedule):
     if decoder.names.deepstack is not None:
         features = DeepStack.of([torch.randn(12, 64), torch.randn(12, 64)], visual, hidden)
     rotary = decoder.position_embeddings(hidden, torch.arange(12)[None])
+    if fused:
+        plan = PackedPlan.of(layout, schedule.score.n, hidden.device)
+        rows = Rows(layout, hidden, rotary, features, plan)
+        cache, engine = make_cache(decoder), Fused(decoder, schedule)
+        FusedTurn(decoder, schedule, rows, cache, fused=engine).run()
+        angles = tuple(table[:, :1] for table in rotary)
+        return run_row(decoder, engine, cache, hidden[:, :1], [angles], None)
     rows = Rows(layout, hidden, rotary, features)
-    turn = Turn(decoder, schedule, rows, make_cache(decoder), keep_hidden_states=True)
-    return turn.run()
+    return Turn(decoder, schedule, rows, make_cache(decoder), keep_hidden_states=True).run()
 
 
 REFUSED = {
@@ -77,6 +88,19 @@ def test_a_prefill_runs_without_data(family, name, monkeypatch):
         final = prefill(family, SCHEDULES[name])
     assert final.shape[0] == 3
     assert final.shape[2] == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    sorted(set(product(FAMILIES, SCHEDULES)) - REFUSED - set(product(["qwen3_5"], SCHEDULES))),
+)
+def test_a_fused_prefill_and_a_token_run_without_data(family, name, monkeypatch):
+    monkeypatch.setattr(turn, "reads_at_once", lambda device: False)
+    monkeypatch.setattr(engine, "reads_at_once", lambda device: False)
+    decoder_of(family)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        row = prefill(family, SCHEDULES[name], fused=True)
+    assert row.shape == (3, 1, 64)
 
 
 def test_what_reads_data_is_found_out(monkeypatch):

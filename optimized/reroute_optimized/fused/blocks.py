@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..decoder import Decoder
-from .plan import PackedStage, Starts
+from .plan import Asking, PackedStage, Starts
 
 FUSED = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
 """Text decoders whose blocks are norm, attention, norm, gated MLP, with these names inside."""
@@ -57,6 +56,14 @@ class Block:
     def values(self, normed: Tensor) -> Tensor:
         """[n, Hkv, D]."""
         return self._heads(normed, "v_proj", None)
+
+    def query_key_value(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three."""
+        return self.queries(normed), self.keys(normed), self.values(normed)
+
+    def query_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a decision computed the keys."""
+        return self.queries(normed), self.values(normed)
 
     def _heads(self, normed: Tensor, projection: str, norm: str | None) -> Tensor:
         attention = self.attention
@@ -133,7 +140,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale:
 
 
 def scores(
-    block: Block, normed: Tensor, keys: Tensor, angles: Angles, rows: Starts, asking: Starts, heads: str
+    block: Block, normed: Tensor, keys: Tensor, angles: Angles, rows: Starts, asking: Asking, heads: str
 ) -> Tensor:
     """Score of every packed row by the last ones of its request, [M] float32.
 
@@ -145,14 +152,8 @@ def scores(
         rows, asking: per request.
         heads: ``mean`` or ``max``.
     """
-    last = torch.cat(
-        [
-            torch.arange(n, device=normed.device) + (end - n)
-            for n, end in zip(asking.counts, accumulate(rows.counts), strict=True)
-        ]
-    )
     cos, sin = (table.index_select(0, angles.rows) for table in (angles.cos, angles.sin))
     return ops.score_last_row(
-        block.queries(normed.index_select(0, last)), keys, cos, sin, None, rows.table, asking.table, None,
-        block.attention.scaling, rows.most, asking.most, heads,
+        block.queries(normed.index_select(0, asking.rows)), keys, cos, sin, None, rows.table,
+        asking.starts.table, None, block.attention.scaling, rows.most, asking.starts.most, heads,
     )  # fmt: skip

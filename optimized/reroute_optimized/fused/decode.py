@@ -1,9 +1,10 @@
-"""One new row of every request through some blocks, each against just the rows that it holds."""
+"""One new row of every request through all blocks, each against just the rows that it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,75 +12,109 @@ from .. import ops
 from ..cache import RoutedCache
 from ..decoder import Decoder, PositionEmbeddings
 from .blocks import Angles, Block
-from .pages import PagedLayer
+from .engine import Fused
+from .pages import PAGE, PagedLayer, PagedRows, PagePool
+from .upload import uploaded
 
 
 def is_paged(cache: RoutedCache) -> bool:
     """Whether every block's rows lie in pages, and nothing else does."""
-    return all(isinstance(layer, PagedLayer) and not layer.padded for layer in cache.layers)
+    return all(isinstance(layer, PagedLayer) and not layer.held.padded for layer in cache.layers)
 
 
 def note_padding(cache: RoutedCache, blocks: range) -> None:
     """A turn on rectangles put its padding into the pages of ``blocks``: from now on their rows are read through masks."""
     for layer in blocks:
         if isinstance(cache.layers[layer], PagedLayer):
-            cache.layers[layer].padded = True
+            cache.layers[layer].held.padded = True
 
 
 @torch.no_grad()
 def run_row(
     decoder: Decoder,
+    fused: Fused,
     cache: RoutedCache,
-    blocks: range,
     hidden_states: Tensor,
-    rotary: PositionEmbeddings,
+    rotaries: Sequence[PositionEmbeddings],
     observe: Callable[[Tensor], None] | None,
 ) -> Tensor:
-    """The output of the last of ``blocks``, [B, 1, d]; arguments as for :func:`reroute_optimized.later.decode`."""
-    rows = hidden_states[:, 0].clone()
-    everyone = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-    cos, sin = (table.expand(len(rows), -1, -1)[:, 0].contiguous() for table in rotary)
-    angles = Angles(cos, sin, everyone)
-    norm = Block(decoder.blocks[blocks.start], decoder.names).input_norm
-    normed = norm(rows)
-    for layer in blocks:
-        block = Block(decoder.blocks[layer], decoder.names)
-        delta = block.after_attention(rows, _attend(block, cache.layers[layer], normed, angles))
-        if observe is not None or layer == blocks[-1]:
-            rows.add_(delta)
-            if observe is not None:
-                observe(rows[:, None].clone())
-            if layer < blocks[-1]:
-                normed = Block(decoder.blocks[layer + 1], decoder.names).input_norm(rows)
-        else:
-            norm = Block(decoder.blocks[layer + 1], decoder.names).input_norm
-            normed = ops.add_rmsnorm(rows, delta, norm.weight, norm.variance_epsilon)
-    return rows[:, None]
+    """The output of the last block, [B, 1, d].
+
+    Args:
+        decoder: whose blocks run.
+        fused: of the routed model.
+        cache: in pages; every block appends a row to each request.
+        hidden_states: [B, 1, d] embeddings.
+        rotaries: cos and sin [B or 1, 1, W] of the row: one pair for all blocks, or one per group of them.
+        observe: called with every block's output.
+    """
+    starts = [index for index, layer in enumerate(cache.layers) if layer.place == 0]
+    groups: list[PagedRows] = [cache.layers[start].rows for start in starts]
+    pools = [rows.pool for rows in groups]
+    tables = []
+    for rows in groups:
+        rows.append([1] * len(rows.lengths))
+        table = np.concatenate([rows.tables, rows.lengths[:, None].astype(np.int32)], axis=1)
+        tables.append(uploaded(table, hidden_states.device))
+    batch = len(hidden_states)
+    angles = [table.expand(batch, -1, -1)[:, 0].contiguous() for rotary in rotaries for table in rotary]
+
+    def work(given: Sequence[Tensor]) -> Tensor:
+        row, turns, own = given[0], given[1 : 1 + len(angles)], given[1 + len(angles) :]
+        row = row.clone()
+        run = _Row(decoder, row, observe)
+        for place, (start, pool, table) in enumerate(zip(starts, pools, own, strict=True)):
+            pair = 2 * place if len(turns) > 2 else 0
+            run.through(start, pool, table, turns[pair], turns[pair + 1])
+        return row
+
+    given = [hidden_states[:, 0], *angles, *tables]
+    if observe is not None:
+        return work(given)[:, None]
+    key = "row", batch, tuple(starts), tuple(table.shape[1] for table in tables), len(rotaries)
+    read = fused.read(pools)
+    return fused.graphs.run(key, read, given, work, torch.clone)[:, None]
 
 
-def _attend(block: Block, layer: PagedLayer, normed: Tensor, angles: Angles) -> Tensor:
-    query, key, value = block.queries(normed), block.keys(normed), block.values(normed)
-    slots = torch.tensor(layer.append([1] * len(normed)), device=normed.device)
-    assert layer.key_pages is not None
-    assert layer.value_pages is not None
-    query, _ = ops.rope_kv_write(
-        query,
-        key,
-        value,
-        angles.cos,
-        angles.sin,
-        None,
-        angles.rows,
-        slots,
-        layer.key_pages,
-        layer.value_pages,
-    )
-    return ops.decode_paged(
-        query,
-        layer.key_pages,
-        layer.value_pages,
-        layer.block_table(),
-        torch.tensor(layer.lengths, dtype=torch.int32, device=normed.device),
-        block.attention.scaling,
-        max(layer.lengths),
-    )
+class _Row:
+    """A row [B, d] on its way, written in place."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        row: Tensor,
+        observe: Callable[[Tensor], None] | None,
+    ) -> None:
+        self._row, self._observe = row, observe
+        self._blocks = [Block(block, decoder.names) for block in decoder.blocks]
+        self._normed = self._blocks[0].input_norm(row)
+
+    def through(self, first: int, pool: PagePool, table: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Blocks of one group; ``table`` [B, pages + 1] int32 is its pages, and lengths with the new row."""
+        pages, lengths = table[:, :-1].contiguous(), table[:, -1].contiguous()
+        last = (lengths - 1)[:, None]
+        slots = (pages.gather(1, (last // PAGE).long()).long() * PAGE + last % PAGE)[:, 0]
+        everyone = torch.arange(len(self._row), dtype=torch.int32, device=self._row.device)
+        angles = Angles(cos, sin, everyone)
+        # a split that no request reaches costs nothing: the width of the tables may stand for the largest length
+        most = pages.shape[1] * PAGE
+        for place, (keys, values) in enumerate(zip(pool.keys, pool.values, strict=True)):
+            block = self._blocks[first + place]
+            query, key, value = block.query_key_value(self._normed)
+            query, _ = ops.rope_kv_write(
+                query, key, value, angles.cos, angles.sin, None, angles.rows, slots, keys, values
+            )
+            attended = ops.decode_paged(query, keys, values, pages, lengths, block.attention.scaling, most)
+            self._step(first + place, block.after_attention(self._row, attended))
+
+    def _step(self, layer: int, delta: Tensor) -> None:
+        last = layer + 1 == len(self._blocks)
+        if self._observe is None and not last:
+            norm = self._blocks[layer + 1].input_norm
+            self._normed = ops.add_rmsnorm(self._row, delta, norm.weight, norm.variance_epsilon)
+            return
+        self._row.add_(delta)
+        if self._observe is not None:
+            self._observe(self._row[:, None].clone())
+        if not last:
+            self._normed = self._blocks[layer + 1].input_norm(self._row)

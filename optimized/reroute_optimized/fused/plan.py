@@ -1,6 +1,7 @@
 """Every offset of a packed turn, from its layout: what a kernel needs to know of requests, stages and decisions.
 
-All numbers are those of the requests' plans; all tables are uploaded before the first block runs.
+All numbers are those of the requests' plans; all tables are uploaded before the first block runs, and prompts of the same layout
+share them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layout import DecisionLayout, Layout, decided_stage
+from .pages import PAGE
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,34 @@ class Rectangle:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The last rows of every request, which ask at a decision.
+
+    Attributes:
+        starts: per request.
+        rows: [Q] where they stand among the packed rows.
+    """
+
+    starts: Starts
+    rows: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], most: int, device: torch.device) -> Asking:
+        """The last ``most`` of ``counts`` rows, fewer where there are fewer."""
+        asking = [min(most, count) for count in counts]
+        ends = accumulate(counts)
+        rows = [row for n, end in zip(asking, ends, strict=True) for row in range(end - n, end)]
+        return cls(Starts.of(asking, device), torch.tensor(rows, dtype=torch.long, device=device))
+
+
+@dataclass(frozen=True)
 class PackedDecision:
     """One decision (G segments: requests, or their images under ``scope = image``; V candidates, K selected).
 
     Attributes:
         shape: the same on rectangles.
         candidates, selected: per segment.
+        ordinals: [V] the candidates where they are all there are, counted from 0 in every request.
         request_of_candidate: [V] request of every candidate.
         segment_of_selected: [K] where its segment's candidates begin.
         candidate_rectangle, selected_rectangle: of the candidates, and of the selected, a row a request.
@@ -89,6 +113,7 @@ class PackedDecision:
     shape: DecisionLayout
     candidates: Starts
     selected: Starts
+    ordinals: Tensor
     request_of_candidate: Tensor
     segment_of_selected: Tensor
     candidate_rectangle: Rectangle
@@ -102,7 +127,11 @@ class PackedStage:
 
     Attributes:
         rows: that every request runs.
-        asking: rows of each request that ask at a decision which scores this stage's rows.
+        asking: at a decision which scores this stage's rows.
+        counts: [M] place of every row in its request.
+        decides: [M, 1] whether the row's request decides here; None where all do.
+        page, line: [M] int64, which of its requests' pages (``width`` a request) each row is in, and where in it.
+        width: most pages of a request.
         attention: rectangle that packs rows to the left, so that causal order alone hides its padding; None where all
             requests run as many.
         unpack: [M] where the packed rows stand in that rectangle, flattened.
@@ -112,21 +141,26 @@ class PackedStage:
     first: int
     last: int
     rows: Starts
-    asking: Starts
+    asking: Asking
+    counts: Tensor
+    decides: Tensor | None
+    page: Tensor
+    line: Tensor
+    width: int
     attention: Rectangle | None
     unpack: Tensor | None
     output: Rectangle
     decision: PackedDecision | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself a key of graphs
 class PackedPlan:
     """A batch of B prompts, packed (T real rows, N_b visual rows of request b).
 
     Attributes:
         columns: [T] every row's place in the flattened rectangle [B * S].
         rows: per request.
-        asking: rows of each request that ask.
+        asking: at a decision over all rows.
         always: [T] bool, rows that run every block.
         visual: per request.
         visual_rows: [sum of N_b] row of every ordinal.
@@ -136,12 +170,16 @@ class PackedPlan:
 
     columns: Tensor
     rows: Starts
-    asking: Starts
+    asking: Asking
     always: Tensor
     visual: Starts
     visual_rows: Tensor
     stages: tuple[PackedStage, ...]
     prompt: Rectangle
+
+    def stage_of(self, layer: int) -> PackedStage:
+        """The stage that a block is in."""
+        return next(stage for stage in self.stages if stage.first <= layer <= stage.last)
 
     @classmethod
     def of(cls, layout: Layout, asking: int, device: torch.device) -> PackedPlan:
@@ -161,7 +199,7 @@ class PackedPlan:
         return cls(
             columns=torch.tensor(columns, dtype=torch.long, device=device),
             rows=rows,
-            asking=Starts.of((min(asking, n) for n in rows.counts), device),
+            asking=Asking.of(rows.counts, asking, device),
             always=always.to(device),
             visual=Starts.of(map(len, visual), device),
             visual_rows=torch.tensor(flat, dtype=torch.int32, device=device),
@@ -174,14 +212,28 @@ def _stage(layout: Layout, index: int, asking: int, device: torch.device) -> Pac
     stage = layout.stages[index]
     counts, width = stage.rows, stage.width
     ragged = len(set(counts)) > 1
-    unpack = [b * width + row for b, count in enumerate(counts) for row in range(count)]
+    places = [(b, row) for b, count in enumerate(counts) for row in range(count)]
+    pages = -(-width // PAGE)
+    decides = None
+    if stage.decision is not None and 0 in stage.decision.candidates:
+        flags = [[stage.decision.candidates[b] > 0] for b, _ in places]
+        decides = torch.tensor(flags, device=device)
+
+    def index_table(entries: Iterable[int]) -> Tensor:
+        return torch.tensor(list(entries), dtype=torch.long, device=device)
+
     return PackedStage(
         first=stage.first,
         last=stage.last,
         rows=Starts.of(counts, device),
-        asking=Starts.of((min(asking, n) for n in counts), device),
+        asking=Asking.of(counts, asking, device),
+        counts=index_table(row for _, row in places),
+        decides=decides,
+        page=index_table(b * pages + row // PAGE for b, row in places),
+        line=index_table(row % PAGE for _, row in places),
+        width=pages,
         attention=Rectangle.of(counts, width, device) if ragged else None,
-        unpack=torch.tensor(unpack, dtype=torch.long, device=device) if ragged else None,
+        unpack=index_table(b * width + row for b, row in places) if ragged else None,
         output=Rectangle.of(counts, width, device, to_the_right=True),
         decision=None if stage.decision is None else _decision(layout, stage.first, stage.decision, device),
     )
@@ -200,6 +252,9 @@ def _decision(layout: Layout, layer: int, shape: DecisionLayout, device: torch.d
         shape=shape,
         candidates=candidates,
         selected=selected,
+        ordinals=torch.tensor(
+            [ordinal for n in shape.candidates for ordinal in range(n)], dtype=torch.int32, device=device
+        ),
         request_of_candidate=torch.tensor(requests, dtype=torch.long, device=device),
         segment_of_selected=torch.tensor(segments, dtype=torch.int32, device=device),
         candidate_rectangle=Rectangle.of([sum(own) for own in pools], max(shape.candidates), device),

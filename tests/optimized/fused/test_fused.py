@@ -1,16 +1,22 @@
-"""Backend ``triton`` on a CPU, its kernels in Triton's interpreter: the reference's answers, and refusals where it does not run."""
+"""Backend ``triton`` on a CPU, with its kernels in plain torch: the reference's answers, and refusals where it does not run."""
+
+import copy
+import pickle
 
 import pytest
 import torch
 from reroute_conformance.cases import DecoderCase, Row
 from reroute_optimized import routed
-from reroute_optimized.fused.pages import PAGE, PagedLayer
+from reroute_optimized.fused.engine import MOST_PLANS
+from reroute_optimized.fused.pages import PAGE
 from reroute_optimized.target import triton_target
 from reroute_spec import Decision, RerouteError, Schedule
 from torch.testing import assert_close
 
 from .. import test_families, test_methods, tiny
 from ..beside import assert_same_session
+
+pytestmark = pytest.mark.usefixtures("_library_kernels")
 
 TWO = Schedule("reroute", (Decision(2, "0.5"), Decision(4, "0.25")))
 LATER = Schedule("reroute", (Decision(3, "0.5"),))
@@ -61,21 +67,57 @@ def test_generates_what_the_other_backend_does(how):
 def test_a_cache_holds_the_plans_rows_and_gives_its_pages_back():
     model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
     with routed(model, TWO, backend="triton") as routing, torch.no_grad():
-        out = model(**inputs, use_cache=True)
+        cache = model(**inputs, use_cache=True).past_key_values
         plans = routing.plan
-        for index, layer in enumerate(out.past_key_values.layers):
+        for index, layer in enumerate(cache.layers):
             rows = [plan.kv_rows[index] for plan in plans]
-            assert layer.lengths == rows
+            assert layer.rows.lengths.tolist() == rows
             pages = sum(-(-n // PAGE) for n in rows)
-            assert pages <= layer.key_pages.shape[0] <= pages + 1
-        used = [layer.key_pages.shape[0] for layer in out.past_key_values.layers]
+            assert layer.key_pages.shape[0] == layer.rows.pool.held == pages
+        used = [layer.rows.pool.held for layer in cache.layers]
         for _ in range(3):
-            model(input_ids=torch.tensor([[3] * 6, [4] * 6, [5] * 6]), past_key_values=out.past_key_values)
-        out.past_key_values.crop(-18)
-        for layer, pages in zip(out.past_key_values.layers, used, strict=True):
-            held = sum(map(len, layer.tables))
-            assert held <= pages
-            assert held + len(layer._free) == layer.key_pages.shape[0]
+            model(input_ids=torch.tensor([[3] * 6, [4] * 6, [5] * 6]), past_key_values=cache)
+        cache.crop(-18)
+        assert [layer.rows.pool.held for layer in cache.layers] == used
+        pools = {layer.rows.pool for layer in cache.layers}
+        assert len(pools) == 3
+        del cache, layer
+        assert [pool.held for pool in pools] == [0] * 3
+
+
+def test_what_is_given_back_serves_the_next_request():
+    model, most, out = tiny.llava(), [0] * 3, None
+    with routed(model, TWO, backend="triton") as routing, torch.no_grad():
+        fused = routing._router.fused
+        for request in range(300):
+            row = tiny.row(request % 7, request % 2, 1 + request % 11, request)
+            out = model(**tiny.llava_inputs([row]), use_cache=True)
+            if request % 10 == 0:
+                model(input_ids=torch.tensor([[3]]), past_key_values=out.past_key_values)
+            pools = list(fused._pools.values())
+            most = [max(before, pool.held) for before, pool in zip(most, pools, strict=True)]
+        for pool, held in zip(pools, most, strict=True):
+            assert pool.size <= 2 * held * 1.2 + 1  # a request and the one before it
+        assert len(fused._plans) <= MOST_PLANS
+        del out
+        assert [pool.held for pool in pools] == [0] * 3
+
+
+def test_a_copy_of_a_cache_goes_its_own_way():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    steps = [torch.tensor([[3], [4], [5]]), torch.tensor([[6], [7], [8]])]
+    with routed(model, TWO, backend="triton"), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        kept = [(layer.keys, layer.values) for layer in cache.layers]
+        copied, pickled = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
+        assert copied.layers[0].rows.pool is cache.layers[0].rows.pool
+        assert pickled.layers[0].rows.pool is not cache.layers[0].rows.pool
+        own = [model(input_ids=steps[0], past_key_values=c).logits for c in (cache, copied, pickled)]
+        assert all(torch.equal(own[0], other) for other in own[1:])
+        model(input_ids=steps[1], past_key_values=cache)
+        for layer, (keys, values) in zip(copied.layers, kept, strict=True):
+            assert torch.equal(layer.keys[:, :, :-1], keys)
+            assert torch.equal(layer.values[:, :, :-1], values)
 
 
 def test_a_failure_leaves_the_cache_as_it_was(monkeypatch):
@@ -83,9 +125,7 @@ def test_a_failure_leaves_the_cache_as_it_was(monkeypatch):
     with routed(model, TWO, backend="triton"), torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         step = {"input_ids": torch.tensor([[3], [4], [5]]), "past_key_values": cache}
-        before = [
-            (list(layer.lengths), [list(t) for t in layer.tables], layer.keys) for layer in cache.layers
-        ]
+        before = [(layer.rows.pages(), layer.rows.width, layer.keys) for layer in cache.layers]
         with monkeypatch.context() as broken:
 
             def fail(*args):
@@ -95,8 +135,8 @@ def test_a_failure_leaves_the_cache_as_it_was(monkeypatch):
             broken.setattr(model.model.language_model.layers[4].mlp.down_proj, "forward", fail)
             with pytest.raises(RuntimeError, match="out of memory"):
                 model(**step)
-        for layer, (lengths, tables, keys) in zip(cache.layers, before, strict=True):
-            assert (layer.lengths, layer.tables) == (lengths, tables)
+        for layer, (pages, width, keys) in zip(cache.layers, before, strict=True):
+            assert (layer.rows.pages(), layer.rows.width) == (pages, width)
             assert torch.equal(layer.keys, keys)
         assert model(**step).logits.isfinite().all()
 
@@ -107,24 +147,6 @@ def test_a_nan_is_refused_before_its_block_runs():
         model.model.language_model.layers[2].self_attn.k_proj.weight[0, 0] = torch.nan
     with routed(model, TWO, backend="triton"), pytest.raises(RerouteError, match=r"decisions\[0\].scores"):
         model(**inputs)
-
-
-def test_many_requests_leave_no_memory_behind():
-    """Requests of different sizes, one after another, on one routed model."""
-    model = tiny.llava()
-    counts = []
-    with routed(model, TWO, backend="triton"), torch.no_grad():
-        for request in range(5):
-            model(**tiny.llava_inputs([ROWS[request % 3], ROWS[(request + 1) % 3]]), use_cache=True)
-            counts.append(sum(isinstance(x, PagedLayer) for x in _alive()))
-    assert len(set(counts[1:])) == 1
-
-
-def _alive():
-    import gc
-
-    gc.collect()
-    return gc.get_objects()
 
 
 def test_families_that_it_does_not_run_are_refused_by_name_and_left_alone():

@@ -1,0 +1,216 @@
+"""Work captured once and replayed: the launches of a whole prefill, or of one token, as one launch.
+
+What a graph reads lies at fixed addresses: inputs are copied into its own, and everything else that it read when it was captured
+has to be where it was. A graph of which that is no longer true is dropped and captured anew. What cannot be captured runs as it
+is, counted and logged with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from reroute_reference.families import part
+from reroute_spec import RerouteError
+from torch import Tensor, nn
+
+from ..decoder import Decoder
+
+T = TypeVar("T")
+
+LOG = logging.getLogger("reroute_optimized.graphs")
+
+MOST_GRAPHS = 64
+"""Graphs kept: one a layout and batch size of prompts, one a batch size and power of two of pages in decode."""
+
+FIRST = "met for the first time"
+
+SHARE_OF_DEVICE = 0.1
+"""Of the device's memory, which graphs may hold at most; the caches need the rest."""
+
+
+class Executor(Protocol):
+    """How work is captured."""
+
+    def capture(self, work: Callable[[], T]) -> tuple[Callable[[], T], int]:
+        """What replays ``work`` and gives its results, always in the same tensors; and the bytes that it holds."""
+
+
+class CudaExecutor:
+    """CUDA graphs, each with memory of its own, so that dropping one gives just that back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def capture(self, work: Callable[[], T]) -> tuple[Callable[[], T], int]:
+        """As :meth:`Executor.capture`; ``work`` has run once before, outside."""
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = work()
+            held = torch.cuda.memory_reserved() - before
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay, max(held, 0)
+
+
+@dataclass(frozen=True)
+class _Captured(Generic[T]):
+    inputs: list[Tensor]
+    replay: Callable[[], T]
+    read: Hashable
+    held: int
+
+
+class Graphs:
+    """Captured work by key; the least recently used goes first.
+
+    Args:
+        executor: how; None where this device has no graphs.
+        limit: bytes that all of them may hold.
+
+    Attributes:
+        captured, replayed, dropped: how often.
+        eager: how often something ran as it is, by reason.
+    """
+
+    def __init__(self, executor: Executor | None, limit: int) -> None:
+        self.executor, self.limit = executor, limit
+        self.captured = self.replayed = self.dropped = 0
+        self.eager: Counter[str] = Counter()
+        self._graphs: OrderedDict[Hashable, _Captured[Any]] = OrderedDict()
+        self._met: OrderedDict[Hashable, str] = OrderedDict()
+
+    @classmethod
+    def on(cls, device: torch.device) -> Graphs:
+        """For a device."""
+        if device.type != "cuda" or torch.version.hip is not None:
+            return cls(None, 0)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return cls(CudaExecutor(device), int(total * SHARE_OF_DEVICE))
+
+    @property
+    def held(self) -> int:
+        """Bytes that they hold."""
+        return sum(graph.held for graph in self._graphs.values())
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def run(
+        self,
+        key: Hashable,
+        read: Hashable,
+        inputs: Sequence[Tensor],
+        work: Callable[[Sequence[Tensor]], T],
+        copied: Callable[[T], T],
+    ) -> T:
+        """``work(inputs)``, as it is the first time that ``key`` is met, from then on by its graph.
+
+        Args:
+            key: with every shape and number on which ``work`` depends.
+            read: addresses of all that it reads beside ``inputs``; a str says why it cannot be captured.
+            inputs: tensors.
+            work: reads nothing else that changes, waits for nothing, and makes nothing on the host.
+            copied: of its results, which the next replay overwrites.
+        """
+        reason = "this device has no graphs" if self.executor is None else ""
+        reason = reason or (read if isinstance(read, str) else "")
+        found = self._graphs.get(key)
+        if found is not None and not reason and found.read != read:
+            self._drop(key, "what it read has moved")
+            found = None
+        if not reason and found is None:
+            reason = self._met.setdefault(key, FIRST)
+            if reason == FIRST:
+                self._met[key] = ""
+            self._met.move_to_end(key)
+            while len(self._met) > 4 * MOST_GRAPHS:
+                self._met.popitem(last=False)
+        if not reason and found is None:
+            found, reason = self._capture(key, read, inputs, work)
+        if found is None or reason:
+            self._note(reason)
+            return work(inputs)
+        self._graphs.move_to_end(key)
+        for own, given in zip(found.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.replayed += 1
+        return copied(found.replay())
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._graphs.clear()
+
+    def _capture(
+        self, key: Hashable, read: Hashable, inputs: Sequence[Tensor], work: Callable[[Sequence[Tensor]], T]
+    ) -> tuple[_Captured[T] | None, str]:
+        assert self.executor is not None
+        own = [tensor.clone() for tensor in inputs]
+        try:
+            replay, held = self.executor.capture(lambda: work(own))
+        except RerouteError:
+            raise
+        except Exception as error:  # whatever a driver or a library may say: the work itself has run before
+            reason = f"capture failed: {type(error).__name__}: {error}".splitlines()[0]
+            self._met[key] = reason
+            return None, reason
+        held += sum(tensor.nbytes for tensor in own)
+        if held > self.limit:
+            self._met[key] = reason = f"its graph holds {held:,} bytes, more than {self.limit:,}"
+            return None, reason
+        while self._graphs and (len(self) >= MOST_GRAPHS or self.held + held > self.limit):
+            self._drop(next(iter(self._graphs)), "others are used more")
+        self._graphs[key] = graph = _Captured(own, replay, read, held)
+        self.captured += 1
+        return graph, ""
+
+    def _drop(self, key: Hashable, reason: str) -> None:
+        del self._graphs[key]
+        self.dropped += 1
+        LOG.info("a graph is dropped: %s", reason)
+
+    def _note(self, reason: str) -> None:
+        if not self.eager[reason] and self.executor is not None and reason != FIRST:
+            LOG.warning("runs without a graph: %s", reason)
+        self.eager[reason] += 1
+
+
+class Read:
+    """What the blocks of a decoder read beside their inputs: where their weights are."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._places = [
+            (module._modules, name)
+            for block in decoder.blocks
+            for module in block.modules()
+            for name in module._modules
+        ]
+        self._rotary = part(decoder.module, decoder.names.rotary)
+
+    def addresses(self) -> Hashable:
+        """Of all of them; or a str that says why a graph would not do what the modules do."""
+        found: list[int] = [
+            buffer.data_ptr() for buffer in self._rotary._buffers.values() if buffer is not None
+        ]
+        for modules, name in self._places:
+            module: Any = modules.get(name)
+            if module is None:
+                return f"{name} is gone"
+            if module._forward_hooks or module._forward_pre_hooks:
+                return f"{name} has hooks"
+            if module._parameters and not (type(module) is nn.Linear or "Norm" in type(module).__name__):
+                return f"{name} is a {type(module).__name__}"
+            found.append(id(module))
+            found.extend(p.data_ptr() for p in module._parameters.values() if p is not None)
+        return tuple(found)
