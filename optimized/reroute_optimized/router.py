@@ -23,6 +23,7 @@ from .engine import Rows, Turn
 from .fused.blocks import check_no_gradient
 from .fused.decode import note_padding
 from .fused.engine import Fused
+from .fused.opened import kept
 from .fused.turn import FusedTurn
 from .generation import CLAIM, GENERATION, Generation, Prompt
 from .later import decode
@@ -289,6 +290,8 @@ class Router:
         previous = self.schedule.score.source == "previous"
         layers = self.schedule.dense_layers(self.decoder.num_layers)
         opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features, previous)
+        if self.fused is not None and opening.layers:
+            opening = kept(opening, self.fused.pool(0, request.embeddings))
         recorded.append(Recorded.of(opening, request, positions, rows.features))
         return opening.hidden_states[None]
 
@@ -349,7 +352,7 @@ class Router:
             "keep_hidden_states": request.keep_hidden_states,
             "opening": opening,
         }
-        if self.fused is None or past is not None or opening is not None:  # the others run on rectangles
+        if self.fused is None or past is not None:  # later turns run on rectangles
             return Turn(self.decoder, self.schedule, rows, cache, **options)
         check_no_gradient(rows.hidden_states)
         return FusedTurn(self.decoder, self.schedule, rows, cache, fused=self.fused, **options)

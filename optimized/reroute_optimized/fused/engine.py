@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
+from reroute_reference.families import part
 from reroute_spec import Schedule
 from torch import Tensor
 
 from ..cache import RoutedCache
 from ..decoder import Decoder
 from ..layout import Layout
+from ..opening import Opening
 from .graphs import Graphs, Read
+from .opened import OpenedPlan
 from .pages import PagedLayer, PagedRows, PagePool
 from .plan import PackedPlan
 
@@ -28,6 +32,7 @@ class Fused:
     Attributes:
         groups: the first of every run of blocks that hold the same rows.
         graphs: captured prefills and tokens.
+        opened_plan: :meth:`OpenedPlan.of`, remembered.
     """
 
     def __init__(self, decoder: Decoder, schedule: Schedule) -> None:
@@ -37,6 +42,7 @@ class Fused:
         self._plans: OrderedDict[Hashable, tuple[Layout, PackedPlan]] = OrderedDict()
         self._pools: dict[int, PagePool] = {}
         self._read = Read(decoder)
+        self.opened_plan = lru_cache(MOST_PLANS)(OpenedPlan.of)
 
     def layout(
         self, key: Any, build: Callable[[], Layout], device: torch.device
@@ -58,29 +64,37 @@ class Fused:
             return addresses
         return addresses, tuple((pool, pool.moves) for pool in pools)
 
-    def open(self, cache: RoutedCache, plan: PackedPlan, hidden: Tensor) -> list[PagedRows]:
-        """Pages of an empty cache for all rows of ``plan``: what every group holds. A failure to get them changes nothing."""
-        config, blocks = self._decoder.config, self._decoder.blocks
-        like = hidden.new_empty(0, config.num_key_value_heads, self._decoder_head_dim())
+    def open(
+        self, cache: RoutedCache, plan: PackedPlan, hidden: Tensor, opening: Opening | None
+    ) -> list[PagedRows]:
+        """Pages of an empty cache for all rows of ``plan``: what every group holds. A failure to get them changes nothing.
+
+        Where requests begin with ``opening``, they hold its pages.
+        """
         held: list[PagedRows] = []
         with released_on_failure(held):
-            for first, end in zip(self.groups, [*self.groups[1:], len(blocks)], strict=True):
-                stage = plan.stage_of(first)
-                held.append(PagedRows(self._pool(first, end - first, like), len(stage.rows.counts)))
-                held[-1].append(stage.rows.counts)
+            for group, first in enumerate(self.groups):
+                counts = plan.stage_of(first).rows.counts
+                if group or opening is None:
+                    held.append(PagedRows(self.pool(group, hidden), len(counts)))
+                    held[-1].append(counts)
+                else:
+                    held.append(opening.layers[0].held.fork())
+                    held[-1].take([0] * len(counts))
+                    held[-1].append([count - len(opening.hidden_states) for count in counts])
         for rows in held:
             cache.layers.extend(PagedLayer(rows, place) for place in range(len(rows.pool.keys)))
         return held
 
-    def _decoder_head_dim(self) -> int:
-        block = self._decoder.blocks[0]
-        size: int = getattr(block, self._decoder.names.attention).head_dim
-        return size
-
-    def _pool(self, first: int, blocks: int, like: Tensor) -> PagePool:
-        pool = self._pools.get(first)
+    def pool(self, group: int, hidden: Tensor) -> PagePool:
+        """Pages of a group of blocks for rows in the dtype and on the device of ``hidden``."""
+        decoder = self._decoder
+        head_dim = part(decoder.blocks[0], decoder.names.attention).head_dim
+        like = hidden.new_empty(0, decoder.config.num_key_value_heads, head_dim)
+        pool = self._pools.get(group)
         if pool is None or not pool.serves(like):  # a model that was moved or converted begins anew
-            pool = self._pools[first] = PagePool(blocks, like)
+            ends = [*self.groups[1:], decoder.num_layers]
+            pool = self._pools[group] = PagePool(ends[group] - self.groups[group], like)
         return pool
 
 

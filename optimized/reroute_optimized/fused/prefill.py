@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from reroute_spec import Schedule
@@ -19,6 +19,7 @@ from ..decoder import Decoder
 from ..layout import Layout
 from ..records import Decided
 from .blocks import Angles, Block, attend, scores
+from .opened import OpenedPlan, run_opened
 from .pages import PAGE, PagePool
 from .plan import Asking, PackedDecision, PackedPlan, PackedStage, Starts
 
@@ -33,6 +34,8 @@ class Given:
         places: [B, S] row of ``features`` of every column, one past the last where it has none; None without features.
         features: [n, d] for each of the first blocks, added to those rows after it.
         tables: per group of blocks with pages of their own, pages of every request [B, width] int32; empty where nothing is kept.
+        prefix: [P, d] rows that every request begins with, after the blocks before the first decision and, where scores are of
+            the block before, before the last of them; empty where no prefix is reused.
     """
 
     hidden_states: Tensor
@@ -41,19 +44,20 @@ class Given:
     places: Tensor | None
     features: tuple[Tensor, ...]
     tables: tuple[Tensor, ...]
+    prefix: tuple[Tensor, ...] = ()
 
     def tensors(self) -> list[Tensor]:
         """All of them, in order."""
-        own = [self.hidden_states, self.cos, self.sin, *self.features, *self.tables]
-        return own if self.places is None else [*own, self.places]
+        many = *self.features, *self.tables, *self.prefix
+        return [self.hidden_states, self.cos, self.sin, *(() if self.places is None else (self.places,)), *many]
 
     def like(self, tensors: Sequence[Tensor]) -> Given:
         """The same with other tensors, in the order of :meth:`tensors`."""
-        count = len(self.features)
-        end = 3 + count + len(self.tables)
-        hidden, cos, sin = tensors[:3]
-        places = None if self.places is None else tensors[end]
-        return Given(hidden, cos, sin, places, tuple(tensors[3 : 3 + count]), tuple(tensors[3 + count : end]))
+        rest = iter(tensors)
+        hidden, cos, sin = next(rest), next(rest), next(rest)
+        places = None if self.places is None else next(rest)
+        many = (tuple(next(rest) for _ in own) for own in (self.features, self.tables, self.prefix))
+        return Given(hidden, cos, sin, places, *many)
 
 
 @dataclass
@@ -135,6 +139,7 @@ class PackedPrefill:
         pools: per group; empty where nothing is kept.
         given: the batch.
         watch: see there.
+        opened: of a batch with a prefix.
     """
 
     def __init__(
@@ -147,10 +152,11 @@ class PackedPrefill:
         pools: Sequence[PagePool],
         given: Given,
         watch: Watch | None = None,
+        opened: OpenedPlan | None = None,
     ) -> None:
         self._decoder, self._schedule, self._layout, self._packed = decoder, schedule, layout, plan
         self._groups, self._pools, self._given = groups, pools, given
-        self._watch = watch or Watch()
+        self._watch, self._opened = watch or Watch(), opened
         self._decided: list[Decided] = []
         self._nan: list[tuple[int, int, Tensor]] = []
         self._ordinals: Tensor | None = None
@@ -174,10 +180,29 @@ class PackedPrefill:
         self._features = (
             None if given.places is None else given.places.flatten().index_select(0, packed.columns)
         )
-        for stage in packed.stages:
+        stages = packed.stages if self._opened is None else self._after_prefix(self._opened)
+        for stage in stages:
             self._stage(stage)
+        if self._schedule.action == "delete":  # where nothing was removed, too
+            self._alive.stage = packed.stages[-1]
         hidden, real = self._rectangle(self._alive.stream)
         return Made(hidden, real, self._decided, self._nan)
+
+    def _after_prefix(self, opened: OpenedPlan) -> Sequence[PackedStage]:
+        """Run the blocks before the first decision on what follows the prefix; the stages that are left."""
+        alive, given = self._alive, self._given
+        end = [*self._groups[1:], self._decoder.num_layers][0]
+        blocks = [self._block(layer) for layer in range(end)]
+        first, *later = self._packed.stages
+        slots = self._slots_of(0, first)
+        features = [] if self._features is None else [_with_none(x)[self._features] for x in given.features]
+        alive.stream, *before = run_opened(
+            blocks, opened, given.prefix, alive.stream, alive.angles, features[:end], self._pools[0], slots
+        )
+        for rows in before:
+            normed = blocks[-1].input_norm(rows)
+            self._score_before(first, blocks[-1], normed, alive.angles, None)
+        return later if first.last < end else [replace(first, first=end), *later]
 
     # ------------------------------------------------------------------------------------------------------- a stage
 
@@ -276,11 +301,14 @@ class PackedPrefill:
             page = key.new_empty(1, 1, *key.shape[1:])
             return torch.full((key.shape[0],), -1, device=key.device), page, torch.empty_like(page)
         group = bisect_right(self._groups, layer) - 1
+        pool, place = self._pools[group], layer - self._groups[group]
+        return self._slots_of(group, stage), pool.keys[place], pool.values[place]
+
+    def _slots_of(self, group: int, stage: PackedStage) -> Tensor:
         if group not in self._slots:
             pages = self._given.tables[group].flatten().index_select(0, stage.page)
             self._slots[group] = pages.long() * PAGE + stage.line
-        pool, place = self._pools[group], layer - self._groups[group]
-        return self._slots[group], pool.keys[place], pool.values[place]
+        return self._slots[group]
 
     def _angles(self, stage: PackedStage, angles: Angles, active: Tensor) -> Angles:
         """Of the active rows: at their original positions, or counted anew where positions are renumbered."""
@@ -403,8 +431,7 @@ class PackedPrefill:
                 self._watch.after_block(self._rectangle(whole)[0])
         if layer < len(self._given.features):
             assert self._features is not None
-            own = self._given.features[layer]
-            table = torch.cat([own, own.new_zeros(1, own.shape[1])])
+            table = _with_none(self._given.features[layer])
             of_alive = self._of_alive(self._features)
             if active is None:
                 rows.add_(table.index_select(0, of_alive))
@@ -435,6 +462,11 @@ class PackedPrefill:
 
     def _block(self, layer: int) -> Block:
         return Block(self._decoder.blocks[layer], self._decoder.names)
+
+
+def _with_none(features: Tensor) -> Tensor:
+    """[n + 1, d], the last of them for rows that have none."""
+    return torch.cat([features, features.new_zeros(1, features.shape[1])])
 
 
 def _count(rows: int, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cache import RoutedCache
 from ..engine import Turn
 from ..probe import replayed_tables
 from ..records import reads_at_once, refuse_nan
@@ -30,7 +31,11 @@ class FusedTurn(Turn):
         """As :meth:`Turn.run`, without a gradient: :func:`check_no_gradient` was asked before."""
         fused, plan, hidden = self._fused, self._rows.plan, self._rows.hidden_states
         assert plan is not None  # the router made it
-        held = [] if self._cache is None else fused.open(self._cache, plan, hidden)
+        opening = self._opening if self._opening is not None and self._opening.layers else None
+        cache = self._cache
+        if cache is None and opening is not None:
+            cache = RoutedCache()  # the prefix is in pages, so its rows' successors are too, for as long as the turn lasts
+        held = [] if cache is None else fused.open(cache, plan, hidden, opening)
         pools = [rows.pool for rows in held]
         tables = [
             uploaded(rows.tables[:, : plan.stage_of(first).width], hidden.device)
@@ -43,6 +48,7 @@ class FusedTurn(Turn):
             None if features is None else features.places[:, :-1],
             () if features is None else tuple(features.features),
             tuple(tables),
+            () if opening is None else tuple(x for x in (opening.hidden_states, opening.before) if x is not None),
         )
         with released_on_failure(held):
             made = self._made(plan, pools, given)
@@ -53,13 +59,17 @@ class FusedTurn(Turn):
         fused, watch = self._fused, self._watch()
         decoder, schedule, layout, groups = self._decoder, self._schedule, self._layout, fused.groups
 
+        opened = None
+        if given.prefix:
+            opened = fused.opened_plan(plan, len(given.prefix[0]), given.hidden_states.device)
+
         def work(tensors: Sequence[Tensor]) -> Made:  # knows nothing of the turn: a graph outlives it
             own = given.like(tensors)
-            return PackedPrefill(decoder, schedule, layout, plan, groups, pools, own, watch).run()
+            return PackedPrefill(decoder, schedule, layout, plan, groups, pools, own, watch, opened).run()
 
         if watch is not None:
             return work(given.tensors())
-        key = plan, len(given.features), bool(pools), given.hidden_states.dtype
+        key = plan, opened, len(given.features), bool(pools), given.hidden_states.dtype
         made = fused.graphs.run(key, fused.read(pools), given.tensors(), work, Made.copied)
         for index, layer, flags in made.nan:
             self._nan(index, layer, flags)
