@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from . import canonical
 from .api import routed
 from .first_stage import first_stage
-from .ops import check_device
+from .ops import interpreted, refuse_nan, select_compact
 from .probe import Probe, Replay
 from .selection import select_places
+from .target_place import placed
 from .target_ranks import in_processes, processes, shared
 from .target_session import Session
 
@@ -219,20 +220,58 @@ def torch_target() -> TorchTarget:
 
 
 class TritonTarget(TorchTarget):
-    """Backend ``triton`` behind the target protocol: on a CPU, in Triton's interpreter."""
+    """Backend ``triton`` behind the target protocol: on a GPU, or in Triton's interpreter on a CPU."""
 
     name = "optimized-triton"
     backend = "triton"
     profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
     families = TorchTarget.families - {"qwen3_5"}
-    dtypes = frozenset({"float16"})  # the interpreter gets bfloat16 wrong
+
+    @property
+    def place(self) -> torch.device:
+        """Where the suite's models are moved to."""
+        return torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+
+    @property
+    def device(self) -> str:
+        """Where the suite's models run."""
+        if self.place.type == "cuda":
+            return torch.cuda.get_device_name()
+        return "cpu, in Triton's interpreter" if interpreted() else "none"
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """What cannot be asked for here, and why: everything without a GPU and interpreter, bfloat16 in the interpreter."""
+        if self.place.type == "cuda":
+            return {}
+        if interpreted():
+            return {"bfloat16": "Triton's interpreter computes bfloat16 wrongly; needs a GPU"}
+        reason = "the Triton kernels need a GPU, or TRITON_INTERPRET=1 to run slowly on a CPU"
+        return dict.fromkeys(self.profiles, reason)
+
+    def select(self, scores: Tensor, k: int) -> list[int]:
+        """See :meth:`TorchTarget.select`; by the kernel."""
+        count = len(scores)
+        if not 0 <= k <= count:
+            raise RerouteError("k", f"{k} of {count} candidates", f"give an integer from 0 to {count}")
+        scores = scores.to(self.place)
+        everything = torch.arange(count, dtype=torch.int32, device=self.place)
+        ends, kept = (torch.tensor([0, n], dtype=torch.int32, device=self.place) for n in (count, k))
+        never = torch.zeros(count, dtype=torch.bool, device=self.place)
+        selected, *_, has_nan = select_compact(
+            scores, everything, ends, kept, never, ends, kept, k, k, count, count
+        )
+        refuse_nan(has_nan)
+        places: list[int] = selected.tolist()
+        return places
+
+    run = placed(TorchTarget.run)
+    generate = placed(TorchTarget.generate)
+    session = placed(TorchTarget.session)
+    run_prefix = placed(TorchTarget.run_prefix)
+    first_stage = placed(TorchTarget.first_stage)
 
 
 def triton_target() -> TritonTarget:
-    """The target of backend ``triton``.
-
-    Raises:
-        RerouteError: the suite's models are on a CPU, and Triton's interpreter is off.
-    """
-    check_device(torch.device("cpu"), torch.float32)
+    """The target of backend ``triton``."""
     return TritonTarget()

@@ -49,7 +49,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale:
 
 
 @cache
-def varlen_function() -> Callable[..., Tensor] | None:
+def varlen_function() -> Callable[..., Any] | None:
     """torch's attention of sequences of any length, where this version has it."""
     if find_spec("torch.nn.attention.varlen") is None:
         return None

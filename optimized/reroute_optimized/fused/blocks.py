@@ -87,7 +87,7 @@ class Block:
         if together is None:
             outputs = [module(normed) for module in modules]
         else:
-            outputs = list(together.split([module.weight.shape[0] for module in modules], dim=1))
+            outputs = list(torch.split(together, [module.weight.shape[0] for module in modules], dim=1))
         heads = [output.view(len(normed), -1, attention.head_dim) for output in outputs]
         return [
             states if norm is None else part(attention, norm)(states)

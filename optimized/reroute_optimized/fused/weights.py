@@ -79,7 +79,7 @@ class Joined:
     def lay(self, parameters: Sequence[nn.Parameter]) -> None:
         """Move ``parameters`` to one tensor, in their order."""
         together = torch.cat([parameter.detach() for parameter in parameters])
-        parts = together.split([len(parameter) for parameter in parameters])
+        parts = torch.split(together, [len(parameter) for parameter in parameters])
         for parameter, own in zip(parameters, parts, strict=True):
             parameter.data = own
             self._laid.append((ref(parameter), own.data_ptr()))
@@ -109,8 +109,8 @@ def fuse(decoder: Decoder) -> Joined:
     try:
         with torch.inference_mode(False), torch.no_grad():
             for modules in _groups(decoder):
-                weights = [module._parameters.get("weight") for module in modules]
-                biases = [module._parameters.get("bias") for module in modules]
+                weights: list[Any] = [module._parameters.get("weight") for module in modules]
+                biases: list[Any] = [module._parameters.get("bias") for module in modules]
                 together = [weights] if all(bias is None for bias in biases) else [weights, biases]
                 if all(map(_is_plain, modules)) and all(_movable(group, holders) for group in together):
                     for group in together:
@@ -153,7 +153,7 @@ def _movable(parameters: Sequence[Any], holders: Counter[int]) -> bool:
         and not x.is_inference()
         and x.untyped_storage().nbytes() == x.nbytes
         and holders[x.untyped_storage().data_ptr()] == 1
-        and not (x.device.type == "cpu" and x.is_shared())
+        and not (x.device.type == "cpu" and x.is_shared())  # type: ignore[no-untyped-call]
         for x in parameters
     )
 
