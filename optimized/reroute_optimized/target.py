@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import canonical
 from .api import routed
 from .first_stage import first_stage
-from .ops import interpreted, refuse_nan, select_compact
+from .ops import interpreted, select_compact
 from .probe import Probe, Replay
 from .selection import select_places
 from .target_place import placed
@@ -65,11 +65,16 @@ class TorchTarget:
             raise RerouteError(
                 "k", f"{k} of {len(scores)} candidates", f"give an integer from 0 to {len(scores)}"
             )
-        if bool(scores.isnan().any()):
+        places, has_nan = self._selected(scores, k)
+        if bool(has_nan.any()):
             raise RerouteError("scores", "hold a NaN", "a NaN is never ordered; find the block that made it")
+        selected: list[int] = places.tolist()
+        return selected
+
+    def _selected(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Places [k], and whether they mean nothing: flags of NaN scores."""
         slots = torch.arange(k, device=scores.device)[None]
-        places: list[int] = select_places(scores[None], slots)[0].tolist()
-        return places
+        return select_places(scores[None], slots)[0], scores.isnan()
 
     def plan(
         self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
@@ -249,21 +254,15 @@ class TritonTarget(TorchTarget):
         reason = "the Triton kernels need a GPU, or TRITON_INTERPRET=1 to run slowly on a CPU"
         return dict.fromkeys(self.profiles, reason)
 
-    def select(self, scores: Tensor, k: int) -> list[int]:
-        """See :meth:`TorchTarget.select`; by the kernel."""
-        count = len(scores)
-        if not 0 <= k <= count:
-            raise RerouteError("k", f"{k} of {count} candidates", f"give an integer from 0 to {count}")
-        scores = scores.to(self.place)
+    def _selected(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        count, scores = len(scores), scores.to(self.place)
         everything = torch.arange(count, dtype=torch.int32, device=self.place)
         ends, kept = (torch.tensor([0, n], dtype=torch.int32, device=self.place) for n in (count, k))
         never = torch.zeros(count, dtype=torch.bool, device=self.place)
         selected, *_, has_nan = select_compact(
             scores, everything, ends, kept, never, ends, kept, k, k, count, count
         )
-        refuse_nan(has_nan)
-        places: list[int] = selected.tolist()
-        return places
+        return selected, has_nan
 
     run = placed(TorchTarget.run)
     generate = placed(TorchTarget.generate)
