@@ -85,9 +85,9 @@ def conform(
     from reroute_spec import RerouteError
 
     from .parallel import prepare
-    from .report import Circumstances, to_records, write_report
+    from .report import Circumstances, to_records, with_reasons, write_report
     from .report_text import print_report
-    from .runner import CONFORMS, EXIT_CODES, chosen_profiles, save_failures
+    from .runner import CONFORMS, EXIT_CODES, INCOMPLETE, chosen_profiles, save_failures
     from .targets import TargetName
 
     profiles = profiles or ("all" if nproc == 1 else "core")
@@ -121,8 +121,10 @@ def conform(
         typer.echo(
             f"searched {minutes:g} minutes: {cases} cases, checks looked at: {len(outcome.results)}, nothing broken"
         )
+        if outcome.reasons:
+            typer.echo(f"not asked: {with_reasons(outcome.reasons, outcome.reasons)}")
         typer.echo("This is no verdict: vlm-reroute conform without --profile fuzz gives one.")
-        raise typer.Exit(EXIT_CODES[CONFORMS])
+        raise typer.Exit(EXIT_CODES[CONFORMS if outcome.results or not outcome.reasons else INCOMPLETE])
     command = shlex.join(["vlm-reroute", *sys.argv[1:]])
     seed = "random" if profile == Drawing.fuzz else "derandomized"
     run = Circumstances(_versions(), command, datetime.now(UTC).isoformat(timespec="seconds"), seed)

@@ -80,9 +80,9 @@ def smoke(
     """A case or two of a check of every kind, in seconds: first of the reference, then of the target. No verdict."""
     from .cli import _console
     from .parallel import prepare
-    from .report import check_record
+    from .report import check_record, with_reasons
     from .report_text import print_failures
-    from .runner import claimed_checks, report_of, run_check
+    from .runner import EXIT_CODES, INCOMPLETE, chosen_profiles, claimed_checks, report_of, run_check
     from .targets import TargetName
 
     prepare()
@@ -98,7 +98,7 @@ def smoke(
                 if (check.profile == "core" if named != asked else check.profile not in _SLOW)
             ]
             results = [run_check(check, implementation, _SMOKE_EXAMPLES) for check in chosen]
-            report = report_of(implementation, tuple(implementation.profiles), results)
+            report = report_of(implementation, chosen_profiles(implementation, None), results)
         cases = sum(result.examples for result in report.results)
         if report.failures:
             print_failures(_console(), [check_record(result) for result in report.results])
@@ -109,6 +109,10 @@ def smoke(
             )
             raise typer.Exit(_HARNESS_ERROR if broken else 1)
         typer.echo(f"{report.target}: {cases} cases of {len(report.results)} checks, nothing broken")
+        if report.reasons:
+            typer.echo(f"{report.target}: not asked: {with_reasons(report.reasons, report.reasons)}")
+    if report.reasons and not report.results:
+        raise typer.Exit(EXIT_CODES[INCOMPLETE])
     typer.echo("This is no verdict: vlm-reroute conform gives one.")
 
 

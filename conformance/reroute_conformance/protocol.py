@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from reroute_spec import Schedule
@@ -59,6 +59,8 @@ class Target(Protocol):
         families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
         dtypes: the part of :data:`DTYPES` it claims with profile ``low-precision``; may be missing.
         device: where it computes, in its own words, for the report; may be missing.
+        unavailable: what it claims and cannot be asked for here, a name of :data:`PROFILES` or :data:`DTYPES`, and why; may be
+            missing. Nothing of it is run, and a verdict on it is INCOMPLETE.
     """
 
     name: str
@@ -213,3 +215,12 @@ def dtypes_of(target: Target) -> tuple[str, ...]:
     """The precisions that a target claims with profile ``low-precision``, in the order of :data:`DTYPES`."""
     claimed = getattr(target, "dtypes", DTYPES)
     return tuple(dtype for dtype in DTYPES if dtype in claimed)
+
+
+def unavailable_of(target: Target, profiles: Iterable[str]) -> dict[str, str]:
+    """Which of ``profiles``, and of the precisions of profile ``low-precision``, a target cannot be asked for here, and why."""
+    reasons: Mapping[str, str] = getattr(target, "unavailable", {})
+    asked = list(profiles)
+    if "low-precision" in asked and "low-precision" not in reasons:
+        asked += dtypes_of(target)
+    return {name: reasons[name] for name in asked if name in reasons}

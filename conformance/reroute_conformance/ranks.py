@@ -59,7 +59,8 @@ class RankedTarget:
         timeout: seconds for one answer, and for a collective.
 
     Attributes:
-        name, profiles, dtypes, device: the target's own, of the profiles those that can be asked of several processes.
+        name, profiles, dtypes, device, unavailable: the target's own, of the profiles those that can be asked of several
+            processes.
 
     Raises:
         RerouteError: no such target, or one that cannot be loaded in the processes.
@@ -265,7 +266,7 @@ def _loaded(name: str) -> tuple[Any, bytes]:
     try:
         target = load_target(name)
         own = {"name": target.name, "profiles": frozenset(target.profiles) - ALONE.keys()}
-        for claim in ("dtypes", "device"):
+        for claim in ("dtypes", "device", "unavailable"):
             if hasattr(target, claim):
                 own[claim] = getattr(target, claim)
         return target, pickle.dumps(own)

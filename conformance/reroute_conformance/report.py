@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,7 +64,9 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
         "versions": dict(run.versions),
         "margin_edges": list(EDGES),
     }
-    footer = {"verdict": report.verdict, "missing": report.missing, "uncovered": report.uncovered}
+    footer: Record = {"verdict": report.verdict, "missing": report.missing, "uncovered": report.uncovered}
+    if report.reasons:
+        footer["reasons"] = {name: plain(reason) for name, reason in report.reasons.items()}
     return [header, *map(check_record, report.results), {"record": "footer", **footer}]
 
 
@@ -123,7 +126,13 @@ def verdict_line(records: Sequence[Record]) -> str:
         return f"FAILS: {', '.join(broken)}"
     if footer["verdict"] == CONFORMS:
         return f"CONFORMS ({', '.join(profiles_in_words(header))})"
-    return f"INCOMPLETE: not exercised: {', '.join(footer['missing'])}"
+    return f"INCOMPLETE: not exercised: {with_reasons(footer['missing'], footer.get('reasons', {}))}"
+
+
+def with_reasons(names: Iterable[str], reasons: Mapping[str, str]) -> str:
+    """Names in a list, a reason after the last of those that it is of."""
+    groups = groupby(names, key=lambda name: reasons.get(name, ""))
+    return ", ".join(f"{', '.join(own)} ({reason})" if reason else ", ".join(own) for reason, own in groups)
 
 
 def profiles_in_words(header: Record) -> list[str]:

@@ -20,8 +20,11 @@ def junit(records: Sequence[Record]) -> str:
         suite.add_testcases([_test(check, rule) for rule in judged_rules(check)])
         document.add_testsuite(suite)
     judged = {rule for check in checks for rule in judged_rules(check)}
+    reasons = footer.get("reasons", {})
     unseen = [
-        _skipped("profiles", name, "not exercised") for name in footer["missing"] if name not in rules()
+        _skipped("profiles", name, f"not asked: {reasons[name]}" if name in reasons else "not exercised")
+        for name in footer["missing"]
+        if name not in rules()
     ]
     unseen += [
         _skipped("rules", _title(rule), "no check of the profiles that were run looks at it")

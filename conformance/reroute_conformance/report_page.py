@@ -163,13 +163,14 @@ def _elsewhere(rule: str, run: Sequence[str]) -> list[str]:
 
 
 def unexercised(checks: Sequence[Record], footer: Record) -> list[dict[str, Any]]:
-    """What kept a run from being complete: a profile or family without a check, or a rule and the checks that missed it."""
+    """What kept a run from being complete: a profile, family or precision without a check, or a rule and the checks that missed it."""
     found = []
     for name in footer["missing"]:
         entry: dict[str, Any] = {
             "name": name,
             "title": rules()[name].title if name in rules() else "",
             "reasons": [],
+            "told": footer.get("reasons", {}).get(name, ""),
         }
         for check in checks:
             if name in check["missing"] and "failure" not in check:

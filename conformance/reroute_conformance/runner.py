@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -21,7 +21,7 @@ from .checks import Check, checks
 from .drawing import Search, drive
 from .margins import Margins
 from .models import forget_target_models
-from .protocol import FAMILIES, PROFILES, Target, dtypes_of, families_of
+from .protocol import DTYPES, FAMILIES, PROFILES, Target, dtypes_of, families_of, unavailable_of
 from .ranks import RankedTarget, judge_ranks
 from .saved import read_case, save_case
 from .tolerance import AMBIGUOUS_SHARE
@@ -92,6 +92,7 @@ class Report:
         results: of every check, in order.
         families: of profile ``hf``, the model families that the target claims.
         device: where the target says that it computes.
+        reasons: of what is :attr:`missing`, why the target says that it cannot be asked for it here.
     """
 
     target: str
@@ -99,6 +100,7 @@ class Report:
     results: list[CheckResult]
     families: tuple[str, ...] = ()
     device: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[Failure]:
@@ -107,7 +109,7 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """What was not exercised: profiles and model families without a check that ran, rules of checks that did."""
+        """What was not exercised: profiles, model families and precisions without a check that ran, rules of checks that did."""
         rules_missing = {
             rule for result in self.results if result.failure is None for rule in result.missing()
         }
@@ -115,11 +117,10 @@ class Report:
         run_families = {
             result.check.family or FAMILIES[0] for result in self.results if result.check.profile == "hf"
         }
-        return [
-            *(f"profile {name}" for name in dict.fromkeys(("core", *self.profiles)) if name not in ran),
-            *(f"family {name}" for name in self.families if name not in run_families),
-            *sorted(rules_missing),
-        ]
+        profiles = [f"profile {name}" for name in dict.fromkeys(("core", *self.profiles)) if name not in ran]
+        families = [f"family {name}" for name in self.families if name not in run_families]
+        others = [name for name in self.reasons if name not in profiles]
+        return [*profiles, *families, *others, *sorted(rules_missing)]
 
     @property
     def uncovered(self) -> list[str]:
@@ -288,9 +289,12 @@ def run_suite(
 
 
 def claimed_checks(target: Target, profiles: Iterable[str]) -> list[Check]:
-    """The checks of ``profiles`` that are run of a target, in the order of the report."""
-    families, dtypes = families_of(target), dtypes_of(target)
-    return [check for check in checks() if check.claimed(profiles, families, dtypes)]
+    """The checks of ``profiles`` that are run of a target here, in the order of the report."""
+    profiles = list(profiles)
+    left_out = unavailable_of(target, profiles)
+    chosen = [name for name in profiles if name not in left_out]
+    dtypes = [name for name in dtypes_of(target) if name not in left_out]
+    return [check for check in checks() if check.claimed(chosen, families_of(target), dtypes)]
 
 
 def total(check: Check, examples: int | None = None) -> int:
@@ -301,8 +305,12 @@ def total(check: Check, examples: int | None = None) -> int:
 
 def report_of(target: Target, profiles: tuple[str, ...], results: list[CheckResult]) -> Report:
     """The report of what checks of a target showed."""
-    families = families_of(target) if "hf" in profiles else ()
-    return Report(target.name, profiles, results, families, str(getattr(target, "device", "")))
+    left_out = unavailable_of(target, profiles)
+    families = families_of(target) if "hf" in profiles and "hf" not in left_out else ()
+    reasons = {
+        f"dtype {name}" if name in DTYPES else f"profile {name}": reason for name, reason in left_out.items()
+    }
+    return Report(target.name, profiles, results, families, str(getattr(target, "device", "")), reasons)
 
 
 def chosen_profiles(target: Target, profiles: Iterable[str] | None) -> tuple[str, ...]:
@@ -341,5 +349,8 @@ def replay_case(path: Path, target: Target) -> Verdict:
         RerouteError: a path that is no saved case and no vector, or a damaged one.
     """
     check, case = read_case(path)
+    for name, reason in unavailable_of(target, target.profiles).items():
+        if name in (check.profile, check.dtype, *check.also):
+            return Verdict(skipped=reason)
     forget_target_models()
     return _judged(check, case, _Guarded(target))

@@ -63,8 +63,8 @@ class CommandTarget:
     Attributes:
         name: as the command calls itself.
         profiles, dtypes: what it claims; of a dtype that it does not name it is asked nothing.
-        profiles: what it claims.
         device: where it says that it computes.
+        unavailable: what it says that it cannot be asked for here, and why.
 
     Raises:
         RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
@@ -99,6 +99,7 @@ class CommandTarget:
         self.profiles = frozenset(said["profiles"])
         self.dtypes = frozenset(said["dtypes"])
         self.device = ", ".join(said.get("devices", ()))
+        self.unavailable = {name: short(reason) for name, reason in said.get("unavailable", {}).items()}
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
         """See :class:`~reroute_conformance.protocol.Target`."""

@@ -205,7 +205,23 @@ def load_target(name: str) -> Target:
             raise RerouteError(
                 f"{name}.{claim}", f"{sorted(map(str, strange))} are unknown", f"known: {', '.join(known)}"
             )
+    _check_reasons(name, getattr(target, "unavailable", {}))
     return cast(Target, target)
+
+
+def _check_reasons(name: str, given: Any) -> None:
+    known = (*PROFILES, *DTYPES)
+    if not isinstance(given, Mapping):
+        raise RerouteError(
+            f"{name}.unavailable", f"is a {type(given).__name__}", "give a dict of names and reasons"
+        )
+    for entry, reason in given.items():
+        if entry not in known:
+            raise RerouteError(f"{name}.unavailable", f"{entry!r} is unknown", f"known: {', '.join(known)}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise RerouteError(
+                f"{name}.unavailable", f"{entry} has the reason {reason!r}", "say why in words"
+            )
 
 
 def _import(name: str, module: str, attribute: str) -> Any:

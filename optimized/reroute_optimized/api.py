@@ -15,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from .checks import check_applicable, check_decoder
 from .decoder import Decoder
+from .fused.attention import attention_of
 from .fused.blocks import check_fusable
 from .fused.engine import Fused
+from .fused.weights import Joined, fuse
 from .generating import generating_class
 from .nuwa import FirstStage
 from .prefix import Prefix, make_prefix
@@ -28,16 +30,20 @@ from .text_model import Swapped, become, routed_class, router_of
 
 
 class Routed:
-    """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill.
-
-    Attributes:
-        backend: the backend that was taken, ``"torch"`` or ``"triton"``.
-    """
+    """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill."""
 
     def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
         self._shards = shards
-        self.backend = "torch" if router.fused is None else "triton"
+
+    @property
+    def backend(self) -> str:
+        """The backend that was taken: ``"torch"``, or ``"triton (attention: sdpa)"`` or ``"triton (attention: varlen)"``
+        by what serves the packed rows of the model where it is now.
+        """
+        if self._router.fused is None:
+            return "torch"
+        return f"triton (attention: {attention_of(self._router.decoder)})"
 
     @property
     def shards(self) -> int:
@@ -89,7 +95,8 @@ class Routed:
 def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "auto") -> Routed:
     """Route ``model`` from its next forward on.
 
-    Parameters, their names, dtype, device and hooks stay as they are; ``model.generate`` works as before.
+    Parameters, their names, dtype, device and hooks stay as they are; ``model.generate`` works as before. Under ``"triton"``
+    weights that are multiplied together share memory until :func:`remove`; each stays a parameter of its own.
 
     Args:
         model: a transformers model of a described family, in eval mode when it runs.
@@ -121,7 +128,8 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     placeholders = None
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, router, stage is not None)
-    handles: list[RemovableHandle | Swapped] = []
+    # first: all that can fail, here as in remove, while nothing else is changed
+    handles: list[RemovableHandle | Swapped | Joined] = [] if fused is None else [fuse(decoder)]
     if placeholders is not None:
         handles += placeholders.register()
     if stage is not None:

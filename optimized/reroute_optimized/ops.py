@@ -22,20 +22,24 @@ MOST_REQUESTS = 65535
 _library: Any = torch.library.Library("reroute", "DEF")  # type: ignore[no-untyped-call]
 
 
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, slowly, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def check_device(device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a device on which the kernels cannot run; nothing else is run in their place.
 
     Raises:
         RerouteError: neither a GPU nor Triton's interpreter on a CPU; bfloat16 in the interpreter, which gets it wrong.
     """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if interpreted and dtype == torch.bfloat16:
+    if interpreted() and dtype == torch.bfloat16:
         raise RerouteError(
             "dtype",
             "Triton's interpreter computes bfloat16 wrongly",
             "use float32 or float16, or a GPU without TRITON_INTERPRET=1",
         )
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted):
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         raise RerouteError(
             "device",
             f"the Triton kernels do not run on {device.type!r}",

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from . import canonical
 from .api import routed
 from .first_stage import first_stage
-from .ops import check_device
+from .ops import interpreted, select_compact
 from .probe import Probe, Replay
 from .selection import select_places
+from .target_place import placed
 from .target_ranks import in_processes, processes, shared
 from .target_session import Session
 
@@ -64,11 +65,16 @@ class TorchTarget:
             raise RerouteError(
                 "k", f"{k} of {len(scores)} candidates", f"give an integer from 0 to {len(scores)}"
             )
-        if bool(scores.isnan().any()):
+        places, has_nan = self._selected(scores, k)
+        if bool(has_nan.any()):
             raise RerouteError("scores", "hold a NaN", "a NaN is never ordered; find the block that made it")
+        selected: list[int] = places.tolist()
+        return selected
+
+    def _selected(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Places [k], and whether they mean nothing: flags of NaN scores."""
         slots = torch.arange(k, device=scores.device)[None]
-        places: list[int] = select_places(scores[None], slots)[0].tolist()
-        return places
+        return select_places(scores[None], slots)[0], scores.isnan()
 
     def plan(
         self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
@@ -219,20 +225,52 @@ def torch_target() -> TorchTarget:
 
 
 class TritonTarget(TorchTarget):
-    """Backend ``triton`` behind the target protocol: on a CPU, in Triton's interpreter."""
+    """Backend ``triton`` behind the target protocol: on a GPU, or in Triton's interpreter on a CPU."""
 
     name = "optimized-triton"
     backend = "triton"
     profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
     families = TorchTarget.families - {"qwen3_5"}
-    dtypes = frozenset({"float16"})  # the interpreter gets bfloat16 wrong
+
+    @property
+    def place(self) -> torch.device:
+        """Where the suite's models are moved to."""
+        return torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+
+    @property
+    def device(self) -> str:
+        """Where the suite's models run."""
+        if self.place.type == "cuda":
+            return torch.cuda.get_device_name()
+        return "cpu, in Triton's interpreter" if interpreted() else "none"
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """What cannot be asked for here, and why: everything without a GPU and interpreter, bfloat16 in the interpreter."""
+        if self.place.type == "cuda":
+            return {}
+        if interpreted():
+            return {"bfloat16": "Triton's interpreter computes bfloat16 wrongly; needs a GPU"}
+        reason = "the Triton kernels need a GPU, or TRITON_INTERPRET=1 to run slowly on a CPU"
+        return dict.fromkeys(self.profiles, reason)
+
+    def _selected(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        count, scores = len(scores), scores.to(self.place)
+        everything = torch.arange(count, dtype=torch.int32, device=self.place)
+        ends, kept = (torch.tensor([0, n], dtype=torch.int32, device=self.place) for n in (count, k))
+        never = torch.zeros(count, dtype=torch.bool, device=self.place)
+        selected, *_, has_nan = select_compact(
+            scores, everything, ends, kept, never, ends, kept, k, k, count, count
+        )
+        return selected, has_nan
+
+    run = placed(TorchTarget.run)
+    generate = placed(TorchTarget.generate)
+    session = placed(TorchTarget.session)
+    run_prefix = placed(TorchTarget.run_prefix)
+    first_stage = placed(TorchTarget.first_stage)
 
 
 def triton_target() -> TritonTarget:
-    """The target of backend ``triton``.
-
-    Raises:
-        RerouteError: the suite's models are on a CPU, and Triton's interpreter is off.
-    """
-    check_device(torch.device("cpu"), torch.float32)
+    """The target of backend ``triton``."""
     return TritonTarget()

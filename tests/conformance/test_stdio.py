@@ -551,3 +551,15 @@ def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, command, argument
     code, out, err = vlm_reroute(*command, *arguments)
     assert (code, out) == (3, "")
     assert words in err
+
+
+def test_a_command_may_say_what_it_cannot_be_asked_for_here(scripted):
+    said = WELL_BEHAVED.replace(
+        '"dtypes": ["float32"]', '"dtypes": ["float32"], "unavailable": {"core": "no device"}'
+    )
+    target = scripted("", preamble=said + "    os._exit(7)")
+    report = run_suite(target)
+    assert report.verdict == INCOMPLETE
+    assert report.reasons == {"profile core": "no device"}
+    with pytest.raises(RerouteError, match="quantum"):
+        scripted("", preamble=said.replace('{"core"', '{"quantum"') + "    os._exit(7)")

@@ -332,3 +332,21 @@ def logits_are_a_trap():
             return [{**row, "logits": torch.Tensor._make_subclass(_Trap, row["logits"])} for row in rows]
 
     return Traps()
+
+
+def reasons_are_a_list():
+    target = _Renamed()
+    target.unavailable = ["core"]
+    return target
+
+
+def reasons_of_nothing_known():
+    target = _Renamed()
+    target.unavailable = {"quantum": "needs a quantum computer"}
+    return target
+
+
+def a_reason_without_words():
+    target = _Renamed()
+    target.unavailable = {"core": " "}
+    return target

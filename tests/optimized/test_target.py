@@ -7,6 +7,7 @@ import torch
 from reroute_conformance.cases import DecoderCase, Row, decoder_config
 from reroute_optimized.canonical import build
 from reroute_optimized.target import torch_target, triton_target
+from reroute_optimized.target_place import placed
 from reroute_spec import Decision, DecoderShape, RerouteError, Schedule
 from reroute_spec.canonical import CanonicalConfig
 from torch.testing import assert_close
@@ -130,9 +131,49 @@ def test_the_model_is_given_back():
     assert type(model.model).__name__ == "LlamaModel"
 
 
-def test_the_triton_target_says_where_it_cannot_run(monkeypatch):
-    assert triton_target().name == "optimized-triton"  # under the interpreter, as here
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs everything")
+def test_the_triton_target_says_what_cannot_be_asked_of_it_here(monkeypatch):
+    target = triton_target()
+    assert set(target.unavailable) == {"bfloat16"}  # under the interpreter, as here
     monkeypatch.delenv("TRITON_INTERPRET")
+    assert set(target.unavailable) == target.profiles
     with pytest.raises(RerouteError, match=r"^device.*backend='torch'"):
-        triton_target()
-    assert torch_target().name == "optimized-torch"
+        target.run(canonical(False, False), tiny.text_inputs("tttvvvvvvtvvvttt"), Schedule("reroute", TWO))
+
+
+@pytest.mark.parametrize(
+    ("scores", "k", "expected"),
+    [
+        ([2.0, 3.0, 2.0, 2.0], 2, [0, 1]),
+        ([-0.0, 0.0, torch.inf, -torch.inf], 3, [0, 1, 2]),
+        ([1.0] * 300, 299, list(range(299))),
+        ([1.0, 2.0], 0, []),
+        ([], 0, []),
+    ],
+)
+def test_the_triton_target_selects_by_the_kernel(scores, k, expected):
+    assert triton_target().select(torch.tensor(scores), k) == expected
+    with pytest.raises(RerouteError, match=r"^scores.*NaN"):
+        triton_target().select(torch.tensor([*scores, torch.nan]), k)
+    with pytest.raises(RerouteError, match=r"^k"):
+        triton_target().select(torch.tensor(scores), len(scores) + 1)
+
+
+class Elsewhere:
+    place = torch.device("meta")
+
+    @placed
+    def run(self, model, inputs, *, continuation):
+        _, weights = model
+        found = [weights["w"], inputs["ids"], inputs["nested"][0]["x"], continuation]
+        assert [x.device.type for x in found] == ["meta"] * 4
+        assert inputs["kept"] == (1, "two")
+        return [{"logits": torch.ones(2), "trace": "as it is"}]
+
+
+def test_what_is_computed_elsewhere_is_moved_there_and_the_givers_tensors_stay():
+    inputs = {"ids": torch.ones(2), "nested": [{"x": torch.ones(1)}], "kept": (1, "two")}
+    (answer,) = Elsewhere().run(("config", {"w": torch.ones(3)}), inputs, continuation=torch.ones(1))
+    assert answer["logits"].device.type == "cpu"
+    assert answer["trace"] == "as it is"
+    assert inputs["nested"][0]["x"].device.type == "cpu"

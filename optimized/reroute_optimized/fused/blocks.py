@@ -1,4 +1,4 @@
-"""What the fused engine runs of a block: its own modules for every matrix product, kernels in between."""
+"""What the fused engine runs of a block: matrix products with its own weights, kernels in between."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from reroute_reference.families import part
 from reroute_spec import RerouteError
 from torch import Tensor, nn
 
 from .. import ops
 from ..decoder import Decoder
-from .plan import Asking, PackedStage, Starts
+from .plan import Asking, Starts
+from .weights import product
 
 FUSED = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
 """Text decoders whose blocks are norm, attention, norm, gated MLP, with these names inside."""
+
+_VALUE = ("v_proj", None)
 
 
 @dataclass(frozen=True)
@@ -47,36 +49,65 @@ class Block:
 
     def queries(self, normed: Tensor) -> Tensor:
         """[n, H, D] as projected and normalised."""
-        return self._heads(normed, self.names.query, self.names.query_norm)
+        return self._heads(normed, self._query)[0]
 
     def keys(self, normed: Tensor) -> Tensor:
         """[n, Hkv, D] as projected and normalised."""
-        return self._heads(normed, self.names.key, self.names.key_norm)
+        return self._heads(normed, self._key)[0]
 
     def values(self, normed: Tensor) -> Tensor:
         """[n, Hkv, D]."""
-        return self._heads(normed, "v_proj", None)
+        return self._heads(normed, _VALUE)[0]
 
     def query_key_value(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three."""
-        return self.queries(normed), self.keys(normed), self.values(normed)
+        """:meth:`queries`, :meth:`keys` and :meth:`values`, by one product where the weights lie so; rows may have gaps between them."""
+        key, query, value = self._heads(normed, self._key, self._query, _VALUE)
+        return query, key, value
 
     def query_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a decision computed the keys."""
-        return self.queries(normed), self.values(normed)
+        """:meth:`queries` and :meth:`values`, of rows whose keys were computed for their scores; as :meth:`query_key_value`."""
+        query, value = self._heads(normed, self._query, _VALUE)
+        return query, value
 
-    def _heads(self, normed: Tensor, projection: str, norm: str | None) -> Tensor:
+    @property
+    def _query(self) -> tuple[str, str | None]:
+        return self.names.query, self.names.query_norm
+
+    @property
+    def _key(self) -> tuple[str, str | None]:
+        return self.names.key, self.names.key_norm
+
+    def _heads(self, normed: Tensor, *projections: tuple[str, str | None]) -> list[Tensor]:
+        """[n, heads, D] of every projection and its norm, in the order in which they may lie in memory."""
         attention = self.attention
-        states: Tensor = part(attention, projection)(normed).view(normed.shape[0], -1, attention.head_dim)
-        return states if norm is None else part(attention, norm)(states)
+        modules = [part(attention, name) for name, _ in projections]
+        together = product(modules, normed) if len(modules) > 1 else None
+        if together is None:
+            outputs = [module(normed) for module in modules]
+        else:
+            outputs = list(torch.split(together, [module.weight.shape[0] for module in modules], dim=1))
+        heads = [output.view(len(normed), -1, attention.head_dim) for output in outputs]
+        return [
+            states if norm is None else part(attention, norm)(states)
+            for states, (_, norm) in zip(heads, projections, strict=True)
+        ]
 
     def after_attention(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's output [M, H, D] to ``residual`` in place; returns what the MLP adds, [M, d]."""
         delta = self.attention.o_proj(attended.flatten(1))
         norm, mlp = self.module.post_attention_layernorm, self.module.mlp
         normed = ops.add_rmsnorm(residual, delta, norm.weight, norm.variance_epsilon)
-        out: Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        together = product([mlp.gate_proj, mlp.up_proj], normed) if _is_silu(mlp.act_fn) else None
+        if together is None:
+            gated = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+        else:
+            gated = ops.swiglu(together)
+        out: Tensor = mlp.down_proj(gated)
         return out
+
+
+def _is_silu(activation: Any) -> bool:
+    return type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
 def check_fusable(decoder: Decoder) -> None:
@@ -114,29 +145,6 @@ def check_no_gradient(embeddings: Tensor) -> None:
             "'triton' has no gradients, and this forward asks for them",
             "call under torch.no_grad(), or use backend='torch'",
         )
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, stage: PackedStage, scale: float) -> Tensor:
-    """Causal attention of packed rows [M, H, D] within each request, by SDPA.
-
-    Requests are packed to the left: padding is then later than every row, and causal order hides it without a mask.
-    """
-
-    def grid(rows: Tensor) -> Tensor:
-        if stage.attention is None:
-            return rows.view(len(stage.rows.counts), -1, *rows.shape[1:]).transpose(1, 2)
-        return stage.attention(rows, 0).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(
-        grid(query),
-        grid(key),
-        grid(value),
-        is_causal=True,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    rows = out.transpose(1, 2).flatten(0, 1)
-    return rows if stage.unpack is None else rows.index_select(0, stage.unpack)
 
 
 def scores(

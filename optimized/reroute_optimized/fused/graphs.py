@@ -209,6 +209,8 @@ class Read:
                 return f"{name} is gone"
             if module._forward_hooks or module._forward_pre_hooks:
                 return f"{name} has hooks"
+            if "forward" in vars(module):
+                return f"{name} has another forward"
             if module._parameters and not (type(module) is nn.Linear or "Norm" in type(module).__name__):
                 return f"{name} is a {type(module).__name__}"
             found.append(id(module))

@@ -98,7 +98,15 @@ def run_opened(
         query, key, value = block.query_key_value(block.input_norm(rows))
         pages = pool.keys[place], pool.values[place]
         query, _ = ops.rope_kv_write(
-            query, key, value, angles.cos, angles.sin, None, angles.rows, slots.index_select(0, opened.own), *pages
+            query,
+            key,
+            value,
+            angles.cos,
+            angles.sin,
+            None,
+            angles.rows,
+            slots.index_select(0, opened.own),
+            *pages,
         )
         keys, values = (table.flatten(0, 1).index_select(0, slots) for table in pages)
         out = F.scaled_dot_product_attention(

@@ -18,7 +18,8 @@ from .. import ops
 from ..decoder import Decoder
 from ..layout import Layout
 from ..records import Decided
-from .blocks import Angles, Block, attend, scores
+from .attention import attend
+from .blocks import Angles, Block, scores
 from .opened import OpenedPlan, run_opened
 from .pages import PAGE, PagePool
 from .plan import Asking, PackedDecision, PackedPlan, PackedStage, Starts
@@ -49,7 +50,13 @@ class Given:
     def tensors(self) -> list[Tensor]:
         """All of them, in order."""
         many = *self.features, *self.tables, *self.prefix
-        return [self.hidden_states, self.cos, self.sin, *(() if self.places is None else (self.places,)), *many]
+        return [
+            self.hidden_states,
+            self.cos,
+            self.sin,
+            *(() if self.places is None else (self.places,)),
+            *many,
+        ]
 
     def like(self, tensors: Sequence[Tensor]) -> Given:
         """The same with other tensors, in the order of :meth:`tensors`."""

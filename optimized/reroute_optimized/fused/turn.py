@@ -34,7 +34,9 @@ class FusedTurn(Turn):
         opening = self._opening if self._opening is not None and self._opening.layers else None
         cache = self._cache
         if cache is None and opening is not None:
-            cache = RoutedCache()  # the prefix is in pages, so its rows' successors are too, for as long as the turn lasts
+            cache = (
+                RoutedCache()
+            )  # the prefix is in pages, so its rows' successors are too, for as long as the turn lasts
         held = [] if cache is None else fused.open(cache, plan, hidden, opening)
         pools = [rows.pool for rows in held]
         tables = [
@@ -48,7 +50,9 @@ class FusedTurn(Turn):
             None if features is None else features.places[:, :-1],
             () if features is None else tuple(features.features),
             tuple(tables),
-            () if opening is None else tuple(x for x in (opening.hidden_states, opening.before) if x is not None),
+            ()
+            if opening is None
+            else tuple(x for x in (opening.hidden_states, opening.before) if x is not None),
         )
         with released_on_failure(held):
             made = self._made(plan, pools, given)

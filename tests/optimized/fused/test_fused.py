@@ -55,7 +55,7 @@ def test_generates_what_the_other_backend_does(how):
             out = model.generate(
                 **inputs, **how, max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True
             )
-            assert routing.backend == backend
+            assert routing.backend.startswith(backend)
         given.append((out.sequences, [step for steps in out.get("hidden_states") or () for step in steps]))
     assert torch.equal(given[0][0], given[1][0])
     real = inputs["attention_mask"].bool()
