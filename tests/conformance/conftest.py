@@ -1,8 +1,10 @@
 """The command line as a person types it."""
 
 import sys
+from dataclasses import replace
 
 import pytest
+from reroute_conformance.checks import checks
 from reroute_conformance.cli import main
 
 
@@ -18,3 +20,10 @@ def vlm_reroute(monkeypatch, capsys, tmp_path):
         return stop.value.code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """Every check on a few of its cases: what is asked is what becomes of them."""
+    fewer = tuple(replace(check, examples=min(check.examples, 4)) for check in checks())
+    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)

@@ -103,6 +103,7 @@ def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, arguments, words)
     assert out == ""
 
 
+@pytest.mark.usefixtures("few_cases")
 def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
     target = "mutant:lowest-scores"
     vlm_reroute("conform", "--target", target, "--profiles", "core", "--report", str(tmp_path))
@@ -121,6 +122,7 @@ def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.jsonl"]
 
 
+@pytest.mark.usefixtures("few_cases")
 def test_a_replay_command_survives_a_folder_with_spaces(vlm_reroute, tmp_path):
     folder = tmp_path / "my reports"
     _, out, _ = vlm_reroute(

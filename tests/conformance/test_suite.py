@@ -63,11 +63,10 @@ def test_the_mutants_do_not_leak_into_the_judge():
     assert run_check(CHECKS["select"], reference(), examples=50).failure is None
 
 
-@pytest.mark.parametrize("target", ["reference", "optimized-torch"])
-def test_the_built_in_targets_break_nothing(target):
-    """On a few cases of every check; `make demo` and `make mutants` run all of them, which is what CONFORMS takes."""
-    implementation = load_target(target)
-    report = run_suite(implementation, examples=3)
+def test_the_fast_path_breaks_nothing():
+    """On a case of every check; `make demo` runs all of them, which is what CONFORMS takes, and `make mutants` the reference's."""
+    implementation = load_target("optimized-torch")
+    report = run_suite(implementation, examples=1)
     assert [failure.violation for failure in report.failures] == []
     assert report.profiles == tuple(name for name in PROFILES if name in implementation.profiles)
     assert {result.check.profile for result in report.results} == set(report.profiles)
