@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .probe import Probe, Replay
 from .selection import select_places
 from .target_ranks import in_processes, processes, shared
 from .target_session import Session
+from .target_work import prepared
 
 Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 """A described transformers model, or the canonical decoder as configuration and weights."""
@@ -208,6 +210,10 @@ class TorchTarget:
             raise RerouteError("model", "is a module", "give a canonical decoder")
         return in_processes(self.run, shards, model, inputs, schedule)
 
+    def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
+        """What a benchmark times, see ``target_work.prepared``."""
+        return prepared(work, given, self._network, self.backend)
+
     def _network(self, model: Model) -> nn.Module:
         network = model if isinstance(model, nn.Module) else canonical.build(*model)
         return shared(network) if "shards" in self.profiles else network
@@ -226,6 +232,13 @@ class TritonTarget(TorchTarget):
     profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
     families = TorchTarget.families - {"qwen3_5"}
     dtypes = frozenset({"float16"})  # the interpreter gets bfloat16 wrong
+
+    @property
+    def untimed(self) -> str:
+        """Why its times mean nothing here; empty where they do."""
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return "Triton's interpreter says whether kernels are right, not how fast they are"
+        return ""
 
 
 def triton_target() -> TritonTarget:
