@@ -200,6 +200,7 @@ def _write(option: str, path: Path, text: str) -> None:
     from reroute_spec import RerouteError
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     except OSError as error:
         raise RerouteError(option, f"{path} cannot be written ({error})", "give a writable path") from None

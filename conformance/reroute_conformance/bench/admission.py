@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from reroute_spec import RerouteError
 from ..parallel import prepare
 from ..protocol import Target
 from ..smoke import smoked
-from ..targets import load_target
+from ..targets import ReferenceTarget, load_target
 
 PASSES, FAILS, NOT_ASKED = "passes", "fails", "not asked"
 _FACTORY = "target"
@@ -48,13 +48,24 @@ def admit(names: Sequence[str], files: Sequence[Path] = ()) -> list[Admitted]:
     Raises:
         RerouteError: no such target or file.
     """
-    loaded = [_by_name(name) for name in names] + [_from_file(path) for path in files]
+    loaded = _told_apart([_by_name(name) for name in names] + [_from_file(path) for path in files])
     threads = torch.get_num_threads()
     try:
         prepare()
         return [entry if entry.target is None else _smoked(entry) for entry in loaded]
     finally:
         torch.set_num_threads(threads)
+
+
+def _told_apart(entries: Sequence[Admitted]) -> list[Admitted]:
+    """The same targets; one that calls itself like another before it is numbered."""
+    found: dict[str, Admitted] = {}
+    for entry in entries:
+        name, number = entry.name, 2
+        while name in found:
+            name, number = f"{entry.name} ({number})", number + 1
+        found[name] = replace(entry, name=name)
+    return list(found.values())
 
 
 def _by_name(name: str) -> Admitted:
@@ -100,6 +111,11 @@ def _smoked(entry: Admitted) -> Admitted:
     failures = smoked(entry.target).failures
     if not failures:
         return entry
+    if type(entry.target) is ReferenceTarget:
+        remedy = "see what vlm-reroute smoke says"
+        raise RerouteError(
+            "conformance smoke", "fails on the reference itself: the suite does not work here", remedy
+        )
     broken = ", ".join(
         dict.fromkeys(found.failure.violation.rule for found in failures if found.failure is not None)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,17 @@ def _pairs(
 ) -> Iterator[tuple[str, bool, _Triple, _Triple]]:
     """What of a figure can be compared: in words, whether more is better, median and quartiles before and after."""
     if earlier["base"] == case["base"] and name != case["base"]:
-        yield f"times {case['base']}'s speed", True, tuple(past["faster"]), tuple(own["faster"])
+        yield f"times {case['base']}'s speed", True, _triple(past["faster"]), _triple(own["faster"])
     if "of_floor" in past and "of_floor" in own and name != "floor":
-        yield "of the floor's speed", True, tuple(past["of_floor"]), tuple(own["of_floor"])
+        yield "of the floor's speed", True, _triple(past["of_floor"]), _triple(own["of_floor"])
     if seconds:
-        was, now = ((entry["median_s"], *entry["quartiles_s"]) for entry in (past, own))
+        was, now = (_triple([entry["median_s"], *entry["quartiles_s"]]) for entry in (past, own))
         yield "seconds", False, was, now
+
+
+def _triple(values: Sequence[float]) -> _Triple:
+    median, low, high = values
+    return median, low, high
 
 
 def _apart(was: _Triple, now: _Triple) -> bool:

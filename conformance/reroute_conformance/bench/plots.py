@@ -129,6 +129,8 @@ def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
 
     style = {
         "svg.fonttype": "none",
+        "svg.hashsalt": "vlm-reroute",  # the same run draws the same page
+        "text.parse_math": False,  # a target may call itself anything
         "font.family": "sans-serif",
         "font.size": 9,
         "text.color": "#010101",

@@ -129,7 +129,7 @@ def _subjects(admitted: Sequence[Admitted]) -> Iterator[Subject]:
         yield beside()
     for entry in admitted:
         if entry.target is not None:
-            yield subject_of(entry.target)
+            yield subject_of(entry.target, entry.name)
 
 
 def _floor(work: Work, subject: Subject, rates: Rates) -> Floor:

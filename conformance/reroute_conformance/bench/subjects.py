@@ -34,8 +34,8 @@ class Subject:
     routed: bool = True
 
 
-def subject_of(target: Target) -> Subject:
-    """A target: by its own ``prepare``, or else by what ``select`` and ``run`` take."""
+def subject_of(target: Target, name: str) -> Subject:
+    """A target under a name: by its own ``prepare``, or else by what ``select`` and ``run`` take."""
 
     def prepare(work: Work) -> Call:
         try:
@@ -62,7 +62,7 @@ def subject_of(target: Target) -> Subject:
             return lambda: target.run(given["model"], given["inputs"], given["schedule"])
         raise UnmeasuredError(f"it has no prepare, and run does not do {work.kind} alone")
 
-    return Subject(target.name, prepare)
+    return Subject(name, prepare)
 
 
 def unrouted() -> Subject:
