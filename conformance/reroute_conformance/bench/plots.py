@@ -127,7 +127,7 @@ def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vlm-reroute",  # the same run draws the same page
         "text.parse_math": False,  # a target may call itself anything

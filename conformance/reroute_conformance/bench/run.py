@@ -24,8 +24,8 @@ FORMAT = "urn:vlm-reroute:bench:1"
 DEFAULT = tuple(name for name in SUITES if name != "scaling")
 _BASES = (UNROUTED, "reference")
 _SLOW = ("reference",)
-_PATIENCE, _LIMIT = 50.0, 45.0
-"""Seconds of a case after which no attempt, and no further round, begins."""
+_PATIENCE, _LIMIT = 30.0, 30.0
+"""Seconds after which no attempt at a case, and no further round of an attempt, begins: a suite ends on a slow machine too."""
 _SCALING_LIMIT = 4.0
 
 
@@ -159,7 +159,10 @@ def _weighed(case: Case, admitted: Sequence[Admitted], place: Place) -> dict[str
     assert work.plan is not None
     assert work.shape is not None
     targets = {entry.name: entry.target for entry in admitted if entry.target is not None}
-    routed = cost(work.plan, work.shape, place.element_bytes)
+    routed, batch = (
+        cost(work.plan, work.shape, place.element_bytes),
+        len(work.data["inputs"]["inputs_embeds"]),
+    )
     measured: dict[str, Any] = {}
     for subject in _subjects(admitted):
         try:
@@ -172,8 +175,8 @@ def _weighed(case: Case, admitted: Sequence[Admitted], place: Place) -> dict[str
             measured[subject.name]["kv_bytes"] = kv_bytes(targets[subject.name], work)
     return {
         **_named(case),
-        "plan_kv_bytes": routed.kv_bytes,
-        "unrouted_kv_bytes": routed.unrouted_kv_bytes,
+        "plan_kv_bytes": batch * routed.kv_bytes,
+        "unrouted_kv_bytes": batch * routed.unrouted_kv_bytes,
         "measured": measured,
     }
 

@@ -152,9 +152,10 @@ def attention_map() -> Subject:
         hidden_to = torch.full((hidden.shape[1],) * 2, -torch.inf, device=hidden.device).triu(1)
 
         def turned(states: Tensor) -> Tensor:
-            heads = states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            heads = states.view(*states.shape[:-1], -1, attention.head_dim).transpose(1, 2)
             first, second = heads.chunk(2, dim=-1)
-            return heads * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+            rotated: Tensor = heads * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+            return rotated
 
         def scores() -> Tensor:
             normed = block.input_layernorm(hidden)

@@ -90,9 +90,11 @@ def prefill_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: 
 def decode_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout, tokens: int) -> Work:
     """``tokens`` of every request, one after another."""
     fed = torch.arange(tokens, device=place.device).expand(layout.batch, -1)
-    return _routed(
-        "decode", place, shape, schedule, layout, lambda *known: decode_parts(*known, tokens), {"tokens": fed}
-    )
+
+    def parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int) -> list[Part]:
+        return decode_parts(plan, shape, element_bytes, batch, tokens)
+
+    return _routed("decode", place, shape, schedule, layout, parts, {"tokens": fed})
 
 
 def reorder_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout) -> Work:
