@@ -12,7 +12,7 @@ from markupsafe import Markup
 from .compare import Change
 from .plots import curves, speeds
 from .tables import TITLES, columns, duration, machine_line, rows, size, suites
-from .works import PLAIN, UNROUTED
+from .works import MAP, PLAIN, UNROUTED
 
 _BARS = ("prefill", "block", "decode", "score", "select", "cache")
 _AXES = {
@@ -63,8 +63,10 @@ def page(record: dict[str, Any], changes: Sequence[Change] | None = None) -> str
 
 
 def _order(record: dict[str, Any]) -> list[str]:
-    """Everybody who was measured, in the order in which they were."""
-    return list(dict.fromkeys(name for case in record["cases"] for name in case["measured"]))
+    """Everybody who was measured: what targets stand beside, then the targets."""
+    measured = dict.fromkeys(name for case in record["cases"] for name in case["measured"])
+    beside = [name for name in (UNROUTED, PLAIN, MAP) if name in measured]
+    return beside + [name for name in measured if name not in beside]
 
 
 def _curve(axis: str, scaling: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from reroute_spec import RerouteError
 from .works import PLAIN, UNROUTED
 
 _INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
+_WIDTH = 4.8  # inches: about a phone's, so that words there are as large as the page's
 _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
 """Colours that stand for the page's variables ``--series-0`` …; who is measured keeps the same one in all plots."""
 
@@ -68,7 +69,7 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
         axes.set_xlabel(label)
         axes.grid(axis="x", color="#020202", linewidth=0.6)
 
-    return _svg(draw, height=1.1 + 0.22 * len(cases) * len(order), columns=3)
+    return _svg(draw, height=1.1 + 0.22 * len(cases) * len(order), columns=2)
 
 
 def curves(
@@ -105,7 +106,7 @@ def curves(
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#020202", linewidth=0.6)
 
-    return _svg(draw, height=3.1, columns=3)
+    return _svg(draw, height=3.1, columns=2)
 
 
 _AXES = {
@@ -143,7 +144,7 @@ def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
         "axes.axisbelow": True,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)

@@ -117,7 +117,7 @@ def _timed(
         "tries": tries,
         "spread": times[base].spread,
         "measured": {
-            name: _figures(own, times, base, _floor(work, subjects[name], rates))
+            name: _figures(own, times, base, subjects[name].routed, _floor(work, subjects[name], rates))
             for name, own in times.items()
         },
         "unmeasured": {entry.name: unmeasured[entry.name] for entry in admitted if entry.name in unmeasured},
@@ -136,7 +136,7 @@ def _floor(work: Work, subject: Subject, rates: Rates) -> Floor:
     return Floor.of(work.parts if subject.routed else work.unrouted_parts, rates)
 
 
-def _figures(own: Times, times: dict[str, Times], base: str, floor: Floor) -> dict[str, Any]:
+def _figures(own: Times, times: dict[str, Times], base: str, routed: bool, floor: Floor) -> dict[str, Any]:
     low, high = own.quartiles
     figures: dict[str, Any] = {
         "median_s": own.median,
@@ -148,7 +148,7 @@ def _figures(own: Times, times: dict[str, Times], base: str, floor: Floor) -> di
         "floor": asdict(floor),
         "reached": floor.seconds / own.median,
     }
-    if PLAIN in times:
+    if routed and PLAIN in times:
         figures["of_floor"] = list(times_faster(times[PLAIN], own))
     return figures
 
