@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ def bench(
             help="select, score, block, prefill, decode, cache, memory, scaling. May be repeated. Left out: all but scaling."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Samples of everybody, in turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=3, help="Samples of everybody, in turns.")] = 9,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of torch. Left out: as many as it takes by itself.")
     ] = None,
@@ -104,6 +105,8 @@ def _measured(
     threads: int | None,
     device: str,
 ) -> dict[str, Any]:
+    # torch's profiler, which counts allocations, would log into the progress bar; it reads this when it is loaded
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

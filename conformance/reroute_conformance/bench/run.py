@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,9 +25,8 @@ FORMAT = "urn:vlm-reroute:bench:1"
 DEFAULT = tuple(name for name in SUITES if name != "scaling")
 _BASES = (UNROUTED, "reference")
 _SLOW = ("reference",)
-_PATIENCE, _LIMIT = 30.0, 30.0
-"""Seconds after which no attempt at a case, and no further round of an attempt, begins: a suite ends on a slow machine too."""
-_SCALING_LIMIT = 4.0
+_ALLOWANCE, _SCALING = 140.0, 240.0
+"""Seconds that the attempts at all cases of a suite may take, so that it ends on a slow machine too."""
 
 
 def chosen_suites(names: Sequence[str]) -> list[Case]:
@@ -57,16 +57,15 @@ def run_cases(
         rounds: of every timed case.
         on_case: called before each.
     """
-    rates = Rates.measured(place)
-    records = []
+    rates, records = Rates.measured(place), []
+    sharing = Counter(case.suite for case in cases)
     for case in cases:
         on_case(case)
-        measured = (
-            _weighed(case, admitted, place)
-            if case.suite == "memory"
-            else _timed(case, admitted, place, rates, rounds)
-        )
-        records.append(measured)
+        if case.suite == "memory":
+            records.append(_weighed(case, admitted, place))
+        else:
+            seconds = (_SCALING if case.suite == "scaling" else _ALLOWANCE) / sharing[case.suite]
+            records.append(_timed(case, admitted, place, rates, rounds, seconds))
     decoder.cache_clear()
     return {
         "format": FORMAT,
@@ -87,7 +86,7 @@ def run_cases(
 
 
 def _timed(
-    case: Case, admitted: Sequence[Admitted], place: Place, rates: Rates, rounds: int
+    case: Case, admitted: Sequence[Admitted], place: Place, rates: Rates, rounds: int, seconds: float
 ) -> dict[str, Any]:
     work = case.make(place)
     calls: dict[str, Call] = {}
@@ -101,16 +100,12 @@ def _timed(
             calls[name] = subject.prepare(work)
         except UnmeasuredError as reason:
             unmeasured[name] = str(reason)
-    scaling = case.suite == "scaling"
-    limit = _SCALING_LIMIT if scaling else _LIMIT
 
     def attempt() -> dict[str, Times]:
-        return measure(calls, rounds, settle=place.settle, limit=limit)
+        return measure(calls, rounds, settle=place.settle, limit=seconds / 2)
 
     base = next((name for name in _BASES if name in calls), next(iter(calls)))
-    times, tries = until_calm(
-        attempt, lambda found: found[base].spread, patience=0.0 if scaling else _PATIENCE
-    )
+    times, tries = until_calm(attempt, lambda found: found[base].spread, patience=seconds)
     return {
         **_named(case),
         "base": base,

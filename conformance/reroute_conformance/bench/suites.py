@@ -13,7 +13,6 @@ from .models import NARROW
 from .works import Layout, Work, decode_work, prefill_work, reorder_work, score_work, select_work
 
 PRESETS = ("reroute-fastv-192", "reroute-fastv-64")
-ROUNDS = 15
 
 
 @dataclass(frozen=True)

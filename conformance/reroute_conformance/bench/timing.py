@@ -126,7 +126,7 @@ def until_calm(
     Args:
         attempt: one measurement.
         spread: of its times, relative.
-        patience: seconds after which no attempt begins.
+        patience: seconds that the attempts may take together, as far as the last one tells.
         noisy: told the spread and the number of every attempt that was disturbed.
 
     Returns:
@@ -134,10 +134,12 @@ def until_calm(
     """
     begun, tried = time.perf_counter(), list[_T]()
     while True:
+        before = time.perf_counter()
         tried.append(attempt())
+        ended = time.perf_counter()
         found = spread(tried[-1])
         if found <= MOST_SPREAD:
             return tried[-1], len(tried)
         noisy(found, len(tried))
-        if len(tried) == MOST_TRIES or time.perf_counter() - begun > patience:
+        if len(tried) == MOST_TRIES or 2 * ended - begun - before > patience:
             return min(tried, key=spread), len(tried)
