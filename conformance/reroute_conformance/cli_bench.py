@@ -112,6 +112,7 @@ def _measured(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from .bench.admission import admit
+    from .bench.machine import Rates
     from .bench.run import DEFAULT, check_device, chosen_suites, run_cases
 
     place, cases = check_device(device), chosen_suites(suite or DEFAULT)
@@ -126,7 +127,7 @@ def _measured(
         def on_case(case: Any) -> None:
             progress.update(task, description=f"{case.suite}: {case.name}", advance=1)
 
-        record = run_cases(cases, admitted, place, rounds, on_case)
+        record = run_cases(cases, admitted, place, Rates.measured(place), rounds, on_case)
     record["command"] = shlex.join(["vlm-reroute", *sys.argv[1:]])
     record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     return record

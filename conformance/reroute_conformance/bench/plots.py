@@ -10,7 +10,7 @@ from typing import Any
 
 from reroute_spec import RerouteError
 
-from .works import PLAIN, UNROUTED
+from .works import MAP, PLAIN, UNROUTED
 
 _INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
 _WIDTH = 4.8  # inches: about a phone's, so that words there are as large as the page's
@@ -103,7 +103,7 @@ def curves(
         axes.minorticks_off()
         axes.set_xlabel(_AXES[axis])
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.grid(axis="y", color="#020202", linewidth=0.6)
 
     return _svg(draw, height=3.1, columns=2)
@@ -118,9 +118,10 @@ _AXES = {
 
 
 def _colour(name: str, order: Sequence[str]) -> str:
-    fixed = {UNROUTED: 0, PLAIN: 1, "reference": 2}
+    fixed = (UNROUTED, PLAIN, "reference", MAP)
     others = [other for other in order if other not in fixed]
-    return _SERIES[fixed.get(name, 3 + (others.index(name) if name in others else 0)) % len(_SERIES)]
+    place = fixed.index(name) if name in fixed else len(fixed) + others.index(name)
+    return _SERIES[place % len(_SERIES)]
 
 
 def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:

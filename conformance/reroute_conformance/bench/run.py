@@ -45,6 +45,7 @@ def run_cases(
     cases: Sequence[Case],
     admitted: Sequence[Admitted],
     place: Place,
+    rates: Rates,
     rounds: int,
     on_case: Callable[[Case], None] = lambda case: None,
 ) -> dict[str, Any]:
@@ -54,10 +55,11 @@ def run_cases(
         cases: in order.
         admitted: targets, those without one are only told of.
         place: where.
+        rates: the most that it does.
         rounds: of every timed case.
         on_case: called before each.
     """
-    rates, records = Rates.measured(place), []
+    records = []
     sharing = Counter(case.suite for case in cases)
     for case in cases:
         on_case(case)

@@ -3,7 +3,7 @@
 from functools import partial
 
 from reroute_conformance.bench.admission import PASSES, Admitted
-from reroute_conformance.bench.machine import Place
+from reroute_conformance.bench.machine import Place, Rates
 from reroute_conformance.bench.run import run_cases
 from reroute_conformance.bench.suites import Case
 from reroute_conformance.bench.works import (
@@ -18,6 +18,7 @@ from reroute_conformance.targets import load_target
 from reroute_spec import Decision, DecoderShape, Schedule
 
 CPU = Place.of("cpu")
+RATES = Rates(flops=1e11, bytes=1e10, call=1e-6)
 SHAPE = DecoderShape(4, 64, 128, 4, 2, 16)
 SCHEDULE = Schedule("reroute", (Decision(1, "1/2"), Decision(2, "1/4")))
 AT_ONCE = Schedule("reroute", (Decision(0, 5),))
@@ -48,7 +49,7 @@ def record(*targets):
         Admitted(name, load_target(name), PASSES) for name in targets or ("reference", "optimized-torch")
     ]
     return {
-        **run_cases(cases(), admitted, CPU, 3),
+        **run_cases(cases(), admitted, CPU, RATES, 3),
         "date": "2026-01-01T00:00:00+00:00",
         "command": "vlm-reroute bench",
     }

@@ -16,6 +16,8 @@ from reroute_conformance.bench.tables import columns, duration, markdown, rows, 
 from reroute_conformance.smoke import smoked
 from reroute_spec import RerouteError
 
+from . import small
+
 ROOT = Path(__file__).parents[3]
 ADAPTER = """
 from beside import BesideTarget
@@ -32,7 +34,7 @@ class BesideTarget(ReferenceTarget):
 @pytest.fixture
 def quick(monkeypatch):
     """What the machine does at most, and most of the smoke, take seconds, and nothing here needs them."""
-    monkeypatch.setattr(Rates, "measured", classmethod(lambda cls, place: cls(1e11, 1e10, 1e-6)))
+    monkeypatch.setattr(Rates, "measured", lambda place: small.RATES)
     monkeypatch.setattr(admission, "smoked", lambda target, core: smoked(target, core=True))
 
 
