@@ -28,14 +28,14 @@ def admitted():
 
 
 @pytest.fixture
-def measured(benchmark, admitted, case, who, request):
+def measured(case, who, request):
     """Times one case for one who is measured; skips whom it does not concern, fails who fails the smoke."""
     place = Place.of(request.config.getoption("--device"))
     beside = {make().name: make for make in BESIDE}
     if who in beside:
         subject = beside[who]()
     else:
-        entry = admitted[who]
+        entry = request.getfixturevalue("admitted")[who]
         if entry.smoke == "fails":
             pytest.fail(entry.reason)
         if entry.target is None:
@@ -47,6 +47,7 @@ def measured(benchmark, admitted, case, who, request):
             call = subject.prepare(case.make(place))
         except UnmeasuredError as reason:
             pytest.skip(str(reason))
+        benchmark = request.getfixturevalue("benchmark")
         benchmark.group, benchmark.extra_info = str(case), {**case.parameters}
         with torch.no_grad():
             benchmark(lambda: (call(), place.settle()))

@@ -208,6 +208,14 @@ def test_saved_runs_make_tables_and_pages_again(vlm_reroute, record, tmp_path):
         write_between(readme, "cuda", "")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_readme_has_a_place_for_the_table(device, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
+    write_between(readme, device, "| a table |")
+    assert f"<!-- bench:{device} -->\n| a table |\n<!-- /bench:{device} -->" in readme.read_text("utf-8")
+
+
 def test_what_anybody_calls_itself_is_escaped(record):
     few = {**record, "cases": [case for case in record["cases"] if case["suite"] == "select"]}
     named = json.loads(json.dumps(few).replace("optimized-torch", "<script>$alert(1)$</script>"))
