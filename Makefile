@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo mutants port test test-oldest kernels kernels-full fused lint format rules proofs
+.PHONY: bench demo mutants port test test-oldest kernels kernels-full fused lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -42,6 +42,10 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest -n 2 tests/optimized
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
 	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,prefix,hf --jobs 2 --report $(OLDEST)/report
+
+# what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
+bench: $(STAMP)
+	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _HARNESS_ERROR = 3
-_SMOKE_EXAMPLES = 2
-_SLOW = ("hf", "nuwa", "low-precision")
 _Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
 
 
@@ -82,7 +80,8 @@ def smoke(
     from .parallel import prepare
     from .report import check_record, with_reasons
     from .report_text import print_failures
-    from .runner import EXIT_CODES, INCOMPLETE, chosen_profiles, claimed_checks, report_of, run_check
+    from .runner import EXIT_CODES, INCOMPLETE
+    from .smoke import smoked
     from .targets import TargetName
 
     prepare()
@@ -91,14 +90,8 @@ def smoke(
         pass  # what is no target is refused before anything runs
     for named in dict.fromkeys([TargetName("reference"), asked]):
         with named.made() as implementation:
-            # of the reference what tells whether the suite works; of models one is enough
-            chosen = [
-                check
-                for check in claimed_checks(implementation, implementation.profiles)
-                if (check.profile == "core" if named != asked else check.profile not in _SLOW)
-            ]
-            results = [run_check(check, implementation, _SMOKE_EXAMPLES) for check in chosen]
-            report = report_of(implementation, chosen_profiles(implementation, None), results)
+            # of the reference what tells whether the suite works
+            report = smoked(implementation, core=named != asked)
         cases = sum(result.examples for result in report.results)
         if report.failures:
             print_failures(_console(), [check_record(result) for result in report.results])

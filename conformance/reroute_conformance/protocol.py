@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from reroute_spec import Schedule
@@ -190,6 +190,43 @@ class Target(Protocol):
     ) -> list[list[dict[str, Any]]]:
         """As :meth:`run`, with the heads sharded over ``shards`` processes: what each of them returns (profile
         ``shards``). ``shards`` divides the key heads; ``keys`` and ``values`` are of all heads.
+        """
+        ...
+
+
+WORKS: Mapping[str, str] = {
+    "select": "places of the ``k`` selected of ``scores`` [n]",
+    "score": "scores of the first decision of ``schedule``, at whose block the rows of ``inputs`` stand",
+    "prefill": "a prefill of ``inputs`` into a new cache, and the logits of its last row",
+    "decode": "``tokens`` [B, T] one by one after a prefill; the cache is as before afterwards",
+    "reorder": "the requests of a prefill's cache in ``order`` [B]",
+}
+"""What ``vlm-reroute bench`` times. All but ``select`` are also given ``model``, ``inputs`` and ``schedule``."""
+
+
+class Timed(Protocol):
+    """What a target may have besides, so that ``vlm-reroute bench`` times what a user waits for and nothing else.
+
+    Without ``prepare``, ``select`` and ``prefill`` are timed by what :meth:`Target.select` and :meth:`Target.run` take, with all
+    that the suite makes them return.
+
+    Attributes:
+        untimed: why its times mean nothing where it runs now, an interpreter for example; empty, or missing, where they do.
+    """
+
+    untimed: str
+
+    def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
+        """A call that does ``work`` once more each time; what happens before it is not timed.
+
+        Args:
+            work: of :data:`WORKS`.
+            given: what it is about. The model is a Llama of transformers where the target claims ``hf``, else a canonical
+                decoder; its modules are the target's own, to be changed and left so, its weights are everybody's.
+                ``inputs`` are ``inputs_embeds`` [B, S, d] and ``visual_mask`` [B, S], all on one device.
+
+        Returns:
+            None where the target does not do this by itself: it is then not timed.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .protocol import DTYPES, FAMILIES, PROFILES, Model, Target, missing_members
 from .reference_session import ReferenceSession, loaded, observe
+from .reference_work import prepared
 
 
 class ReferenceTarget:
@@ -112,6 +113,10 @@ class ReferenceTarget:
             raise RerouteError("model", "is a module", "the reference shards canonical decoders only")
         output = run(CanonicalDecoder(*model, shards=shards), inputs, schedule)
         return [observe(output) for _ in range(shards)]
+
+    def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
+        """See :class:`~reroute_conformance.protocol.Timed`."""
+        return prepared(work, given)
 
 
 def reference() -> Target:

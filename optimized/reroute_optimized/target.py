@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .selection import select_places
 from .target_place import placed
 from .target_ranks import in_processes, processes, shared
 from .target_session import Session
+from .target_work import prepared
 
 Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 """A described transformers model, or the canonical decoder as configuration and weights."""
@@ -214,6 +215,10 @@ class TorchTarget:
             raise RerouteError("model", "is a module", "give a canonical decoder")
         return in_processes(self.run, shards, model, inputs, schedule)
 
+    def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
+        """What a benchmark times, see ``target_work.prepared``."""
+        return prepared(work, given, self._network, self.backend)
+
     def _network(self, model: Model) -> nn.Module:
         network = model if isinstance(model, nn.Module) else canonical.build(*model)
         return shared(network) if "shards" in self.profiles else network
@@ -269,6 +274,15 @@ class TritonTarget(TorchTarget):
     session = placed(TorchTarget.session)
     run_prefix = placed(TorchTarget.run_prefix)
     first_stage = placed(TorchTarget.first_stage)
+
+    @property
+    def untimed(self) -> str:
+        """Why its times mean nothing here; empty where they do."""
+        if self.place.type == "cuda":
+            return ""
+        if interpreted():
+            return "Triton's interpreter says whether kernels are right, not how fast they are"
+        return "the Triton kernels need a GPU"
 
 
 def triton_target() -> TritonTarget:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from reroute_conformance.bench.memory import peak_bytes
 from reroute_optimized import routed
 from reroute_spec import Decision, Schedule
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from . import tiny
@@ -34,20 +34,6 @@ def test_caches_hold_the_plans_rows_and_no_more_storage_than_the_largest_of_each
     assert result.kv_lengths == tuple(
         max(rows) for rows in zip(*(p.kv_rows for p in result.plan), strict=True)
     )
-
-
-def peak_bytes(run):
-    """The most that was allocated at a time while ``run`` ran, beyond what was there."""
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = run()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    del kept
-    return peak
 
 
 @pytest.mark.parametrize("batch", [1, 2])

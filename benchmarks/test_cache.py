@@ -1,0 +1,5 @@
+"""Requests of a cache moved."""
+
+
+def test_cache(measured):
+    measured()

@@ -1,0 +1,5 @@
+"""Tokens after a prefill."""
+
+
+def test_decode(measured):
+    measured()

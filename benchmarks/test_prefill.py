@@ -1,0 +1,5 @@
+"""A prefill of all blocks."""
+
+
+def test_prefill(measured):
+    measured()

@@ -1,0 +1,5 @@
+"""One decision's scores."""
+
+
+def test_score(measured):
+    measured()

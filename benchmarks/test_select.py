@@ -1,0 +1,5 @@
+"""Which rows a decision keeps."""
+
+
+def test_select(measured):
+    measured()

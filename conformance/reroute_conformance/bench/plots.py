@@ -1,0 +1,172 @@
+"""Plots as SVG whose colours are those of the page, light or dark: nothing in them but lines and words."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any
+
+from reroute_spec import RerouteError
+
+from .works import MAP, PLAIN, UNROUTED
+
+_INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
+_WIDTH = 4.8  # inches: about a phone's, so that words there are as large as the page's
+_SERIES = tuple(f"#0404{index:02x}" for index in range(8))
+"""Colours that stand for the page's variables ``--series-0`` …; who is measured keeps the same one in all plots."""
+
+
+def check_matplotlib() -> None:
+    """Raises:
+    RerouteError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise RerouteError("--html", "needs matplotlib", "pip install 'vlm-reroute[bench]'") from None
+
+
+def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) -> str:
+    """Bars: how many times the base's speed everybody has, case by case."""
+
+    def draw(axes: Any) -> None:
+        names = [name for name in order if any(name in case["measured"] for case in cases)]
+        height = 0.8 / len(names)
+        for index, name in enumerate(names):
+            shift = (index - (len(names) - 1) / 2) * height
+            bars = [
+                (row + shift, *case["measured"][name]["faster"])
+                for row, case in enumerate(cases)
+                if name in case["measured"]
+            ]
+            axes.barh(
+                [place for place, *_ in bars],
+                [median for _, median, _, _ in bars],
+                height * 0.9,
+                xerr=[
+                    [max(0.0, median - low) for _, median, low, _ in bars],
+                    [max(0.0, high - median) for _, median, _, high in bars],
+                ],
+                color=_colour(name, order),
+                label=name,
+                ecolor="#010101",
+                error_kw={"elinewidth": 0.8},
+            )
+            for place, median, _, high in bars:
+                axes.annotate(
+                    f"{median:.2f}",
+                    (max(median, high), place),
+                    (5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                )
+        axes.set_yticks(range(len(cases)), [case["case"] for case in cases])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", color="#020202", linewidth=0.6)
+
+    return _svg(draw, height=1.1 + 0.22 * len(cases) * len(order), columns=2)
+
+
+def curves(
+    cases: Sequence[dict[str, Any]],
+    order: Sequence[str],
+    axis: str,
+    label: str,
+    value: Callable[[dict[str, Any]], float | None],
+) -> str:
+    """Lines: a figure along the axis of a scaling curve."""
+
+    def draw(axes: Any) -> None:
+        ticks = [case["parameters"][axis] for case in cases]
+        for name in order:
+            points = [
+                (case["parameters"][axis], found)
+                for case in cases
+                if name in case["measured"] and (found := value(case["measured"][name])) is not None
+            ]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.6,
+                    color=_colour(name, order),
+                    label=name,
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(_AXES[axis])
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.grid(axis="y", color="#020202", linewidth=0.6)
+
+    return _svg(draw, height=3.1, columns=2)
+
+
+_AXES = {
+    "visual": "visual rows",
+    "batch": "requests in a batch",
+    "decisions": "decisions",
+    "blocks": "blocks",
+}
+
+
+def _colour(name: str, order: Sequence[str]) -> str:
+    fixed = (UNROUTED, PLAIN, "reference", MAP)
+    others = [other for other in order if other not in fixed]
+    place = fixed.index(name) if name in fixed else len(fixed) + others.index(name)
+    return _SERIES[place % len(_SERIES)]
+
+
+def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
+    """One plot; its legend stands above it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "vlm-reroute",  # the same run draws the same page
+        "text.parse_math": False,  # a target may call itself anything
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": "#010101",
+        "axes.labelcolor": "#010101",
+        "axes.edgecolor": "#020202",
+        "xtick.color": "#010101",
+        "ytick.color": "#010101",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.2)
+        written = io.StringIO()
+        figure.savefig(
+            written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    return _for_page(written.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """The drawing alone, with the page's colours in place of those that stand for them, and names that no other drawing has."""
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in _INK.items():
+        svg = svg.replace(colour, variable)
+    for index, colour in enumerate(_SERIES):
+        svg = svg.replace(colour, f"var(--series-{index})")
+    own = f"p{sha256(svg.encode()).hexdigest()[:8]}-"
+    svg = re.sub(r'id="([^"]+)"', lambda found: f'id="{own}{found[1]}"', svg)
+    svg = re.sub(r"(url\(#|href=\"#)", lambda found: f"{found[1]}{own}", svg)
+    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
+    return svg.strip()

@@ -1,0 +1,8 @@
+import pytest
+
+from . import small
+
+
+@pytest.fixture(scope="session")
+def record():
+    return small.record()

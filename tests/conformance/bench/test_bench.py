@@ -1,0 +1,247 @@
+"""``vlm-reroute bench``: who gets a speed, what a run says, and what is refused."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reroute_conformance.bench import admission
+from reroute_conformance.bench.compare import changes, same_machine
+from reroute_conformance.bench.machine import Rates
+from reroute_conformance.bench.page import overhead, page
+from reroute_conformance.bench.tables import columns, duration, markdown, rows, write_between
+from reroute_conformance.smoke import smoked
+from reroute_spec import RerouteError
+
+from . import small
+
+ROOT = Path(__file__).parents[3]
+ADAPTER = """
+from beside import BesideTarget
+target = BesideTarget
+"""
+BESIDE = """
+from reroute_conformance.targets import ReferenceTarget
+class BesideTarget(ReferenceTarget):
+    name = "elsewhere"
+    profiles = frozenset({"core"})
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What the machine does at most, and most of the smoke, take seconds, and nothing here needs them."""
+    monkeypatch.setattr(Rates, "measured", lambda place: small.RATES)
+    monkeypatch.setattr(admission, "smoked", lambda target, core: smoked(target, core=True))
+
+
+def bench(vlm_reroute, *arguments):
+    return vlm_reroute("bench", "--suite", "select", "--rounds", "3", *arguments)
+
+
+def test_what_fails_the_smoke_gets_no_speed(vlm_reroute, tmp_path, quick):
+    path, name = tmp_path / "run.json", "mutant:lowest-scores"
+    code, out, _ = bench(vlm_reroute, "--target", name, "--json", str(path))
+    assert code == 1
+    assert "not timed: it breaks RR-SEL-" in out
+    run = json.loads(path.read_text())
+    reference, wrong = run["targets"]
+    assert (reference["smoke"], reference["timed"]) == ("passes", True)
+    assert (wrong["smoke"], wrong["timed"]) == ("fails", False)
+    assert all([*case["measured"]] == ["reference"] for case in run["cases"])
+
+
+def test_an_interpreter_gets_no_speed_and_says_why(vlm_reroute, quick):
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernels run on a GPU here")
+    code, out, _ = bench(vlm_reroute, "--target", "optimized-triton")
+    assert code == 2
+    assert "optimized-triton: not timed: Triton's interpreter says whether kernels are right" in out
+
+
+def test_an_implementation_that_lives_elsewhere_is_measured_from_its_adapter(
+    vlm_reroute, tmp_path, monkeypatch, quick
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text(BESIDE)
+    adapter = tmp_path / "adapter.py"
+    adapter.write_text(ADAPTER)
+    code, out, _ = bench(vlm_reroute, "--external", str(adapter))
+    assert code == 0
+    assert out.count("elsewhere") == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "is no Python file"), ("1 / 0", "ZeroDivisionError"), ("", "no callable 'target'")],
+)
+def test_an_adapter_that_cannot_be_loaded_is_refused(tmp_path, monkeypatch, content, words):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "adapter.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RerouteError, match=words):
+        admission.admit([], [path])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cmd", "./port"], "a command is not timed"),
+        (["--suite", "prefil"], "did you mean 'prefill'"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--target", "no.such.module:factory"], "cannot be loaded"),
+        (["--compare", "absent.json"], "cannot be read"),
+        (["--from", "README.md"], "cannot be read"),
+        (["--rounds", "1"], "Invalid value"),
+    ],
+)
+def test_wrong_usage_is_one_error_and_exit_code_3(vlm_reroute, arguments, words):
+    code, out, err = vlm_reroute("bench", *arguments)
+    assert code == 3
+    assert words in err
+    assert out == ""
+
+
+def test_without_matplotlib_the_page_names_what_to_install(vlm_reroute, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = vlm_reroute("bench", "--html", str(tmp_path / "page.html"))
+    assert code == 3
+    assert "pip install 'vlm-reroute[bench]'" in err
+
+
+def test_help_waits_for_no_heavy_import():
+    code = """
+import sys
+sys.argv = ["vlm-reroute", "bench", "--help"]
+from reroute_conformance.cli import main
+try:
+    main()
+finally:
+    print("heavy:", {"torch", "transformers", "matplotlib", "jinja2"} & set(sys.modules) or "none")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: none" in done.stdout
+    assert "conformance smoke" in done.stdout
+
+
+def test_a_run_says_everything_of_every_case(record):
+    for case in record["cases"]:
+        assert {"reference", "optimized-torch"} - {*case["measured"], *case.get("unmeasured", {})} == set()
+        for name, own in case["measured"].items():
+            if case["suite"] == "memory":
+                assert own["peak_bytes"] > 0
+                continue
+            assert own["rounds"] == 3
+            assert 0 < own["quartiles_s"][0] <= own["median_s"] <= own["quartiles_s"][1]
+            assert own["reached"] == own["floor"]["seconds"] / own["median_s"]
+            assert (name == case["base"]) <= (own["faster"] == [1.0, 1.0, 1.0])
+        assert len({len(columns(case)), *(len(row.cells) for row in rows(case) if not row.reason)}) == 1
+    large = next(case for case in record["cases"] if case["case"] == "visual 40")
+    assert "to be read" in large["unmeasured"]["reference"]
+    prefill = next(case for case in record["cases"] if case["suite"] == "prefill")
+    assert prefill["base"] == "unrouted"
+    floors = {name: own["floor"]["flops"] for name, own in prefill["measured"].items()}
+    assert floors["optimized-torch"] == floors["floor"] < floors["unrouted"]
+    assert overhead(prefill["measured"]["floor"]) == 0
+    weighed = next(case for case in record["cases"] if case["suite"] == "memory")
+    assert (
+        weighed["measured"]["optimized-torch"]["kv_bytes"]
+        == weighed["plan_kv_bytes"]
+        < weighed["unrouted_kv_bytes"]
+    )
+
+
+def test_a_comparison_tells_what_moved_beyond_noise_and_nothing_else(record):
+    assert changes(record, record) == []
+    new = copy.deepcopy(record)
+    own = next(case for case in new["cases"] if case["suite"] == "prefill")["measured"]["optimized-torch"]
+    own["faster"] = [3 * ratio for ratio in own["faster"]]
+    (change,) = changes(record, new)
+    assert (change.suite, change.name, change.what, change.better) == (
+        "prefill",
+        "optimized-torch",
+        "times unrouted's speed",
+        True,
+    )
+    assert [moved.better for moved in changes(new, record)] == [False]
+    own["faster"][1] = 0.0  # quartiles that meet explain any median
+    assert changes(record, new) == []
+
+
+def test_seconds_are_compared_on_the_same_machine_alone(record):
+    new = copy.deepcopy(record)
+    for case in new["cases"]:
+        for own in case["measured"].values():
+            if "median_s" in own:
+                own["median_s"] *= 2
+                own["quartiles_s"] = [2 * value for value in own["quartiles_s"]]
+    assert same_machine(record, new)
+    assert {change.what for change in changes(record, new)} <= {"seconds"}
+    new["machine"]["processor"] = "another"
+    assert changes(record, new) == []
+
+
+def test_saved_runs_make_tables_and_pages_again(vlm_reroute, record, tmp_path):
+    saved, html, readme = tmp_path / "run.json", tmp_path / "run.html", tmp_path / "README.md"
+    saved.write_text(json.dumps(record))
+    readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nafter\n")
+    code, out, _ = vlm_reroute(
+        "bench", "--from", str(saved), "--html", str(html), "--readme", str(readme), "--compare", str(saved)
+    )
+    assert code == 0
+    assert "no changes beyond noise" in out
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:cpu -->\n| |")
+    assert text.endswith("<!-- /bench:cpu -->\nafter\n")
+    assert "old" not in text
+    assert record["machine"]["processor"] in text
+    assert "| prefill: small prefill | unrouted |" in text
+    again = readme.read_text()
+    write_between(readme, "cpu", markdown(record))
+    assert readme.read_text() == again
+    assert html.read_text().startswith("<!doctype html>")
+    with pytest.raises(RerouteError, match="bench:cuda"):
+        write_between(readme, "cuda", "")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_readme_has_a_place_for_the_table(device, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
+    write_between(readme, device, "| a table |")
+    assert f"<!-- bench:{device} -->\n| a table |\n<!-- /bench:{device} -->" in readme.read_text("utf-8")
+
+
+def test_what_anybody_calls_itself_is_escaped(record):
+    few = {**record, "cases": [case for case in record["cases"] if case["suite"] == "select"]}
+    named = json.loads(json.dumps(few).replace("optimized-torch", "<script>$alert(1)$</script>"))
+    assert "<script" not in page(named)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0123, "12.3 ms"), (2.5, "2.5 s"), (1.234e-6, "1.23 µs"), (0.9996, "1000 ms")]
+)
+def test_durations_read_in_the_unit_that_fits(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_run_for_a_gpu_does_nothing_without_one(tmp_path):
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in ("bash", "dirname"):
+        (path / name).symlink_to(f"/usr/bin/{name}")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [ROOT / "benchmarks/gpu/run.sh", out],
+        env={"PATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "no nvidia-smi" in done.stderr
+    assert not out.exists()

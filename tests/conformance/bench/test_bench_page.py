@@ -1,0 +1,58 @@
+"""The page in a real browser: it fits a phone, needs no other file, and logs nothing."""
+
+import pytest
+from reroute_conformance.bench.compare import Change
+from reroute_conformance.bench.page import page
+
+from ..browser import Browser, installed
+
+pytestmark = pytest.mark.skipif(
+    installed() is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
+)
+CUT = """
+[...document.querySelectorAll("body *")].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.right > document.documentElement.clientWidth + 1 && !element.closest(".scroll");
+}).map(element => element.outerHTML.slice(0, 200))
+"""
+NAMES = """
+[...document.querySelectorAll("[id]")].map(element => element.id)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, record):
+    written = tmp_path_factory.mktemp("page") / "bench.html"
+    moved = [Change("prefill", "small prefill", "optimized-torch", "of the floor's speed", 0.9, 0.95, True)]
+    written.write_text(page(record, moved), "utf-8")
+    return written
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_and_fits(browser, path, width, scheme):
+    browser.console.clear()
+    browser.requested.clear()
+    browser.open(path, width, scheme=scheme)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.evaluate(CUT) == []
+    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 8
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 128 * 3) == (scheme == "dark")
+    words = browser.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+    assert (sum(map(int, words[4:-1].split(","))) > 128 * 3) == (scheme == "dark")
+    assert browser.console == []
+    assert browser.requested == [path.as_uri()]
+
+
+def test_no_two_drawings_share_a_name(browser, path):
+    browser.open(path, 1280)
+    names = browser.evaluate(NAMES)
+    assert len(set(names)) == len(names)
