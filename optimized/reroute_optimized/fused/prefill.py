@@ -215,20 +215,13 @@ class PackedPrefill:
 
     def _stage(self, stage: PackedStage) -> None:
         alive = self._alive
-        block = self._block(stage.first)
-        norm = block.input_norm
-        keys = None
-        if stage.decision is None:
-            active = None
-            rows, angles = alive.stream, alive.angles
-            normed = norm(rows)
-        else:
+        active, angles, keys = None, alive.angles, None
+        if stage.decision is not None:
             active, keys = self._choose(stage, stage.decision)
-            rows, normed = ops.gather_rmsnorm(alive.stream, active, norm.weight, norm.variance_epsilon)
             angles = self._angles(stage, alive.angles, active)
             if keys is not None:
                 keys = keys.index_select(0, active)
-        delta = self._run(stage, rows, normed, angles, active, keys)
+        rows, delta = self._through(stage, active, angles, keys)
         if active is None:
             alive.stream = rows if delta is None else rows.add_(delta)
         elif self._schedule.action == "delete":
@@ -250,20 +243,22 @@ class PackedPrefill:
         else:
             ops.write_back(alive.stream, active, rows, delta)
 
-    def _run(
-        self,
-        stage: PackedStage,
-        rows: Tensor,
-        normed: Tensor,
-        angles: Angles,
-        active: Tensor | None,
-        keys: Tensor | None,
-    ) -> Tensor | None:
-        """All blocks of a stage on ``rows`` [M, d], in place; what is still to be added to them, or None.
+    def _through(
+        self, stage: PackedStage, active: Tensor | None, angles: Angles, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows [M, d] that run, after all blocks of a stage, and what is still to be added to them, or None.
 
         ``keys`` are those of the first block where its decision computed them.
         """
-        scored = self._schedule.score.source == "previous" and stage.last + 1 < self._decoder.num_layers
+        norm = self._block(stage.first).input_norm
+        if active is None:
+            rows = self._alive.stream
+            normed = norm(rows)
+        else:
+            rows, normed = ops.gather_rmsnorm(
+                self._alive.stream, active, norm.weight, norm.variance_epsilon
+            )
+        scored = self._is_scored_before(stage)
         delta: Tensor | None = None
         for layer in range(stage.first, stage.last + 1):
             block = self._block(layer)
@@ -281,7 +276,7 @@ class PackedPrefill:
                     normed = norm(rows)
                 else:
                     normed = ops.add_rmsnorm(rows, delta, norm.weight, norm.variance_epsilon)
-        return delta
+        return rows, delta
 
     def _attention(
         self,
@@ -377,18 +372,25 @@ class PackedPrefill:
 
     def _scores_alive(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
         """Score of every row alive, and the keys of the block that decides where they were computed for it."""
-        alive, rule = self._alive, self._schedule.score
-        if rule.source == "previous":
-            assert self._previous is not None
-            score, active = self._previous
-            if len(score) == len(alive.always):
-                return score, None
-            full = score.new_zeros(len(alive.always))
-            return full.index_copy(0, active.long(), score), None
-        block = self._block(stage.first)
+        if self._schedule.score.source == "own":
+            return self._own_scores(stage)
+        assert self._previous is not None
+        score, active = self._previous
+        rows = len(self._alive.always)
+        if len(score) == rows:
+            return score, None
+        return score.new_zeros(rows).index_copy(0, active.long(), score), None
+
+    def _own_scores(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
+        alive, block = self._alive, self._block(stage.first)
         normed = block.input_norm(alive.stream)
         keys = block.keys(normed)
-        return scores(block, normed, keys, alive.angles, alive.rows, alive.asking, rule.heads), keys
+        heads = self._schedule.score.heads
+        return scores(block, normed, keys, alive.angles, alive.rows, alive.asking, heads), keys
+
+    def _is_scored_before(self, stage: PackedStage) -> bool:
+        """Whether the decision after a stage reads its scores from the last block of it."""
+        return self._schedule.score.source == "previous" and stage.last + 1 < self._decoder.num_layers
 
     def _score_before(
         self, stage: PackedStage, block: Block, normed: Tensor, angles: Angles, active: Tensor | None
@@ -396,6 +398,9 @@ class PackedPrefill:
         """Scores in the terms of the block before the next decision, of the rows that it is about to run."""
         rule = self._schedule.score
         score = scores(block, normed, block.keys(normed), angles, stage.rows, stage.asking, rule.heads)
+        self._note_score_before(score, active)
+
+    def _note_score_before(self, score: Tensor, active: Tensor | None) -> None:
         self._previous = score, _count(len(score), score.device) if active is None else active
 
     def _select(
@@ -463,9 +468,7 @@ class PackedPrefill:
         stage = self._alive.stage
         if stage is None:
             return self._packed.prompt(rows, 0.0), self._layout.real
-        ragged = len(set(stage.rows.counts)) > 1
-        real = stage.output.index < stage.rows.total
-        return stage.output(rows, 0.0), real if ragged else None
+        return stage.output(rows, 0.0), stage.real
 
     def _block(self, layer: int) -> Block:
         return Block(self._decoder.blocks[layer], self._decoder.names)
