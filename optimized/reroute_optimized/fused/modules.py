@@ -53,7 +53,7 @@ class ModulePrefill(PackedPrefill):
         return _packed(hidden, stage.places, stream.device), None
 
     def _own_scores(self, stage: PackedStage) -> tuple[Tensor, None]:
-        """Score of every row alive, in the terms of the block that decides, whose keys stay its own."""
+        """As :meth:`PackedPrefill._own_scores`; the block computes its keys itself."""
         alive, layout = self._alive, self._layout
         if alive.stage is None:
             hidden = self._packed.prompt(alive.stream, 0.0)

@@ -255,9 +255,7 @@ class PackedPrefill:
             rows = self._alive.stream
             normed = norm(rows)
         else:
-            rows, normed = ops.gather_rmsnorm(
-                self._alive.stream, active, norm.weight, norm.variance_epsilon
-            )
+            rows, normed = ops.gather_rmsnorm(self._alive.stream, active, norm.weight, norm.variance_epsilon)
         scored = self._is_scored_before(stage)
         delta: Tensor | None = None
         for layer in range(stage.first, stage.last + 1):
@@ -382,6 +380,7 @@ class PackedPrefill:
         return score.new_zeros(rows).index_copy(0, active.long(), score), None
 
     def _own_scores(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`_scores_alive`, in the terms of the block that decides."""
         alive, block = self._alive, self._block(stage.first)
         normed = block.input_norm(alive.stream)
         keys = block.keys(normed)

@@ -1,5 +1,6 @@
 """Backend ``triton`` where blocks are called as the modules that they are: Qwen3.5 within the same plan."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -40,13 +41,29 @@ def test_a_padded_batch_of_images_and_videos_is_the_references(name, side):
     assert_same_session(model, SCHEDULES[name], operations, target=triton_target)
 
 
+def attending_in_blocks_4_and_6():
+    """The same model with plain attention, and random weights of it, in two more blocks."""
+    given, more = test_families.model_of(FAMILY), (4, 6)
+    config = copy.deepcopy(given.config)
+    for layer in more:
+        config.text_config.layer_types[layer] = "full_attention"
+    model = type(given)._from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
+    model.load_state_dict(given.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(2)
+    for layer in more:
+        for weight in model.model.language_model.layers[layer].self_attn.parameters():
+            weight.normal_(0, 0.2, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("query", [{}, {"query": "last_n", "n": 9}], ids=["last", "last 9"])
 @pytest.mark.parametrize("action", ["reroute", "delete"])
-def test_the_block_before_may_be_scored_where_it_attends(action):
-    schedule = Schedule(action, (Decision(4, "0.5"),), score=ScoreRule(source="previous"))
-    inputs = qwen_inputs(FAMILY, test_families.LAYOUTS)
-    assert_same_session(
-        attending_twice, schedule, [{"op": "prefill", "inputs": inputs}], target=triton_target
-    )
+def test_scores_may_be_of_the_block_before_where_it_attends(action, query):
+    decisions = Decision(4, "0.5"), Decision(7, "0.25")
+    score = ScoreRule(source="previous", **query)
+    schedule = Schedule(action, decisions, score=score, pool="survivors")
+    operations = [{"op": "prefill", "inputs": qwen_inputs(FAMILY, test_families.LAYOUTS)}]
+    assert_same_session(attending_in_blocks_4_and_6, schedule, operations, target=triton_target)
 
 
 @pytest.mark.parametrize(
