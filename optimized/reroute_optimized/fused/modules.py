@@ -42,7 +42,7 @@ class ModulePrefill(PackedPrefill):
         for layer in range(stage.first, stage.last + 1):
             if scored and layer == stage.last:
                 score = self._row_scores(layer, self._universe_of(stage, hidden, rotary), stage.places)
-                self._note_score_before(score, active)
+                self._decisions.note_before(score, active)
             # padding before a state's first row changes nothing once it is zero, which the block's mask sees to
             own = mask if decoder.attends[layer] else real
             hidden = decoder.run_block(layer, hidden, rotary, own, self._cache)

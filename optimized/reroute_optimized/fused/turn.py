@@ -13,11 +13,12 @@ from ..cache import RoutedCache
 from ..engine import Turn
 from ..probe import replayed_tables
 from ..records import reads_at_once, refuse_nan
+from .batch import Given, Made, Watch
 from .engine import Fused, released_on_failure
 from .modules import ModulePrefill
 from .pages import PagePool
 from .plan import PackedPlan
-from .prefill import Given, Made, PackedPrefill, Watch
+from .prefill import PackedPrefill
 from .upload import uploaded
 
 
