@@ -39,7 +39,8 @@ class Routed:
     @property
     def backend(self) -> str:
         """The backend that was taken: ``"torch"``, or ``"triton (attention: sdpa)"`` or ``"triton (attention: varlen)"``
-        by what serves the packed rows of the model where it is now.
+        by what serves the packed rows of the model where it is now; ``"triton (attention: modules)"`` where blocks are called
+        whole, as those of Qwen3.5.
         """
         if self._router.fused is None:
             return "torch"
@@ -129,7 +130,9 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, router, stage is not None)
     # first: all that can fail, here as in remove, while nothing else is changed
-    handles: list[RemovableHandle | Swapped | Joined] = [] if fused is None else [fuse(decoder)]
+    handles: list[RemovableHandle | Swapped | Joined] = []
+    if fused is not None and not fused.as_modules:
+        handles.append(fuse(decoder))
     if placeholders is not None:
         handles += placeholders.register()
     if stage is not None:

@@ -290,7 +290,7 @@ class Router:
         previous = self.schedule.score.source == "previous"
         layers = self.schedule.dense_layers(self.decoder.num_layers)
         opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features, previous)
-        if self.fused is not None and opening.layers:
+        if self.fused is not None and not self.fused.as_modules and opening.layers:
             opening = kept(opening, self.fused.pool(0, request.embeddings))
         recorded.append(Recorded.of(opening, request, positions, rows.features))
         return opening.hidden_states[None]
@@ -352,7 +352,9 @@ class Router:
             "keep_hidden_states": request.keep_hidden_states,
             "opening": opening,
         }
-        if self.fused is None or past is not None:  # later turns run on rectangles
+        fused = self.fused
+        # later turns run on rectangles, and so do modules on what follows a prefix
+        if fused is None or past is not None or (fused.as_modules and opening is not None):
             return Turn(self.decoder, self.schedule, rows, cache, **options)
         check_no_gradient(rows.hidden_states)
-        return FusedTurn(self.decoder, self.schedule, rows, cache, fused=self.fused, **options)
+        return FusedTurn(self.decoder, self.schedule, rows, cache, fused=fused, **options)

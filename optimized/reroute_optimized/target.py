@@ -235,7 +235,6 @@ class TritonTarget(TorchTarget):
     name = "optimized-triton"
     backend = "triton"
     profiles = TorchTarget.profiles - {"shards"}  # its kernels reduce the heads of one process
-    families = TorchTarget.families - {"qwen3_5"}
 
     @property
     def place(self) -> torch.device:

@@ -64,7 +64,9 @@ def prefill(family, schedule, fused=False):
         plan = PackedPlan.of(layout, schedule.score.n, hidden.device)
         rows = Rows(layout, hidden, rotary, features, plan)
         cache, engine = make_cache(decoder), Fused(decoder, schedule)
-        FusedTurn(decoder, schedule, rows, cache, fused=engine).run()
+        final = FusedTurn(decoder, schedule, rows, cache, fused=engine).run()
+        if engine.as_modules:  # a token runs as in the other backend
+            return final[:, -1:]
         angles = tuple(table[:, :1] for table in rotary)
         return run_row(decoder, engine, cache, hidden[:, :1], [angles], None)
     rows = Rows(layout, hidden, rotary, features)
@@ -90,10 +92,7 @@ def test_a_prefill_runs_without_data(family, name, monkeypatch):
     assert final.shape[2] == 64
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    sorted(set(product(FAMILIES, SCHEDULES)) - REFUSED - set(product(["qwen3_5"], SCHEDULES))),
-)
+@pytest.mark.parametrize(("family", "name"), sorted(set(product(FAMILIES, SCHEDULES)) - REFUSED))
 def test_a_fused_prefill_and_a_token_run_without_data(family, name, monkeypatch):
     monkeypatch.setattr(turn, "reads_at_once", lambda device: False)
     monkeypatch.setattr(engine, "reads_at_once", lambda device: False)

@@ -17,6 +17,7 @@ from reroute_reference.families import part
 from torch import Tensor
 
 from ..decoder import Decoder
+from .blocks import calls_modules
 from .plan import PackedStage, Starts
 
 _NEEDED = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size")
@@ -24,7 +25,9 @@ _MOST_CHANNELS = 256  # of a head, in flash attention; a multiple of eight
 
 
 def attention_of(decoder: Decoder) -> str:
-    """``varlen`` or ``sdpa``: what serves the packed rows of a decoder as it is now."""
+    """``varlen`` or ``sdpa``, what serves the packed rows of a decoder as it is now; ``modules`` where its blocks do."""
+    if calls_modules(decoder):
+        return "modules"
     block, config = decoder.blocks[0], decoder.config
     weight = part(block, decoder.names.input_norm).weight
     alike = config.num_attention_heads == config.num_key_value_heads

@@ -16,7 +16,7 @@ from .plan import Asking, Starts
 from .weights import product
 
 FUSED = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
-"""Text decoders whose blocks are norm, attention, norm, gated MLP, with these names inside."""
+"""Text decoders whose blocks are norm, attention, norm, gated MLP, with these names inside; others are called as modules."""
 
 _VALUE = ("v_proj", None)
 
@@ -110,18 +110,18 @@ def _is_silu(activation: Any) -> bool:
     return type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
+def calls_modules(decoder: Decoder) -> bool:
+    """Whether the blocks of a decoder are called whole, as the modules that they are."""
+    return decoder.names.class_name not in FUSED
+
+
 def check_fusable(decoder: Decoder) -> None:
     """Refuse a decoder whose blocks the engine would not compute as they are.
 
     Raises:
-        RerouteError: naming the model, and what is in the way.
+        RerouteError: naming what is in the way.
     """
-    name = decoder.names.class_name
-    if name not in FUSED:
-        raise RerouteError(
-            "backend", f"'triton' does not run the blocks of {name}", "use backend='torch' for this family"
-        )
-    for layer, block in enumerate(decoder.blocks):
+    for layer, block in enumerate([] if calls_modules(decoder) else decoder.blocks):
         for path, module in block.named_modules():
             if not isinstance(module, nn.Linear) and (module._forward_hooks or module._forward_pre_hooks):
                 raise RerouteError(

@@ -17,6 +17,7 @@ from ..cache import RoutedCache
 from ..decoder import Decoder
 from ..layout import Layout
 from ..opening import Opening
+from .blocks import calls_modules
 from .graphs import Graphs, Read
 from .opened import OpenedPlan
 from .pages import PagedLayer, PagedRows, PagePool
@@ -30,6 +31,7 @@ class Fused:
     """Shared by all requests of a routed model.
 
     Attributes:
+        as_modules: whether blocks are called as modules: there are no pages then, and no graphs.
         groups: the first of every run of blocks that hold the same rows.
         graphs: captured prefills and tokens.
         opened_plan: :meth:`OpenedPlan.of`, remembered.
@@ -37,6 +39,7 @@ class Fused:
 
     def __init__(self, decoder: Decoder, schedule: Schedule) -> None:
         self._decoder, self._schedule = decoder, schedule
+        self.as_modules = calls_modules(decoder)
         self.groups = sorted({0, *(decision.layer for decision in schedule.decisions)})
         self.graphs = Graphs.on(next(decoder.module.parameters()).device)
         self._plans: OrderedDict[Hashable, tuple[Layout, PackedPlan]] = OrderedDict()
@@ -59,6 +62,8 @@ class Fused:
 
     def read(self, pools: Sequence[PagePool]) -> Hashable:
         """What a graph reads beside its inputs, or why there is none: weights and pages."""
+        if self.as_modules:
+            return "blocks run as modules"
         addresses = self._read.addresses()
         if isinstance(addresses, str):
             return addresses

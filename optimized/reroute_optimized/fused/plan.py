@@ -136,6 +136,7 @@ class PackedStage:
             requests run as many.
         unpack: [M] where the packed rows stand in that rectangle, flattened.
         output: rectangle that packs rows to the right, as results are given back.
+        places: [M] where the packed rows stand in that one, flattened.
     """
 
     first: int
@@ -150,7 +151,13 @@ class PackedStage:
     attention: Rectangle | None
     unpack: Tensor | None
     output: Rectangle
+    places: Tensor
     decision: PackedDecision | None
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B, width] which of ``output`` are rows; None where all are."""
+        return None if self.attention is None else self.output.index < self.rows.total
 
 
 @dataclass(frozen=True, eq=False)  # itself a key of graphs
@@ -235,6 +242,7 @@ def _stage(layout: Layout, index: int, asking: int, device: torch.device) -> Pac
         attention=Rectangle.of(counts, width, device) if ragged else None,
         unpack=index_table(b * width + row for b, row in places) if ragged else None,
         output=Rectangle.of(counts, width, device, to_the_right=True),
+        places=index_table((b + 1) * width - counts[b] + row for b, row in places),
         decision=None if stage.decision is None else _decision(layout, stage.first, stage.decision, device),
     )
 

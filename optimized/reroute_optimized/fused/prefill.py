@@ -7,8 +7,9 @@ shapes, so that a graph can be captured once and replayed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from reroute_spec import Schedule
@@ -17,122 +18,13 @@ from torch import Tensor
 from .. import ops
 from ..decoder import Decoder
 from ..layout import Layout
-from ..records import Decided
 from .attention import attend
+from .batch import Given, Made, Watch
 from .blocks import Angles, Block, scores
+from .decide import Alive, Decisions, Scored
 from .opened import OpenedPlan, run_opened
 from .pages import PAGE, PagePool
-from .plan import Asking, PackedDecision, PackedPlan, PackedStage, Starts
-
-
-@dataclass(frozen=True)
-class Given:
-    """What differs between prompts of one layout.
-
-    Attributes:
-        hidden_states: [B, S, d] embeddings.
-        cos, sin: [B, S, W].
-        places: [B, S] row of ``features`` of every column, one past the last where it has none; None without features.
-        features: [n, d] for each of the first blocks, added to those rows after it.
-        tables: per group of blocks with pages of their own, pages of every request [B, width] int32; empty where nothing is kept.
-        prefix: [P, d] rows that every request begins with, after the blocks before the first decision and, where scores are of
-            the block before, before the last of them; empty where no prefix is reused.
-    """
-
-    hidden_states: Tensor
-    cos: Tensor
-    sin: Tensor
-    places: Tensor | None
-    features: tuple[Tensor, ...]
-    tables: tuple[Tensor, ...]
-    prefix: tuple[Tensor, ...] = ()
-
-    def tensors(self) -> list[Tensor]:
-        """All of them, in order."""
-        many = *self.features, *self.tables, *self.prefix
-        return [
-            self.hidden_states,
-            self.cos,
-            self.sin,
-            *(() if self.places is None else (self.places,)),
-            *many,
-        ]
-
-    def like(self, tensors: Sequence[Tensor]) -> Given:
-        """The same with other tensors, in the order of :meth:`tensors`."""
-        rest = iter(tensors)
-        hidden, cos, sin = next(rest), next(rest), next(rest)
-        places = None if self.places is None else next(rest)
-        many = (tuple(next(rest) for _ in own) for own in (self.features, self.tables, self.prefix))
-        return Given(hidden, cos, sin, places, *many)
-
-
-@dataclass
-class Made:
-    """What a prefill makes.
-
-    Attributes:
-        hidden_states: [B, W, d] of the rows alive, before the final norm.
-        real: [B, W] which of them are rows; None: all.
-        decided: in order.
-        nan: [B] per decision, requests whose scores hold a NaN.
-    """
-
-    hidden_states: Tensor
-    real: Tensor | None
-    decided: list[Decided]
-    nan: list[tuple[int, int, Tensor]]
-
-    def copied(self) -> Made:
-        """In tensors that no replay overwrites."""
-        return Made(
-            self.hidden_states.clone(),
-            None if self.real is None else self.real.clone(),
-            [decided.copied() for decided in self.decided],
-            [(index, layer, flags.clone()) for index, layer, flags in self.nan],
-        )
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What somebody wants to see on the way; absent in ordinary use.
-
-    Attributes:
-        replayed: [B, K] selections to run, one per decision; with ``blind``, nothing is scored.
-        blind: whether nothing is scored.
-        residual: called with the block that decides and the stream [B, W, d] at its input.
-        after_block: called with what every block leaves, [B, W, d].
-        nan: called with every decision's NaN flags, before its block runs.
-    """
-
-    replayed: Sequence[Tensor] | None = None
-    blind: bool = False
-    residual: Callable[[int, Tensor, Tensor | None], None] | None = None
-    after_block: Callable[[Tensor], None] | None = None
-    nan: Callable[[int, int, Tensor], None] | None = None
-
-
-@dataclass
-class Alive:
-    """The rows that a decision chooses among: all of the prompt under ``reroute``, the survivors under ``delete``.
-
-    Attributes:
-        stream: [W, d] their states; the active ones are written back to it.
-        rows: per request.
-        asking: per request.
-        always: [W] bool, those that run whatever their score.
-        angles: of them.
-        places: [T] where each row of the prompt stands; -1 for the removed.
-        stage: whose output they are; None while they are the prompt's own.
-    """
-
-    stream: Tensor
-    rows: Starts
-    asking: Asking
-    always: Tensor
-    angles: Angles
-    places: Tensor
-    stage: PackedStage | None = None
+from .plan import PackedPlan, PackedStage
 
 
 class PackedPrefill:
@@ -164,10 +56,7 @@ class PackedPrefill:
         self._decoder, self._schedule, self._layout, self._packed = decoder, schedule, layout, plan
         self._groups, self._pools, self._given = groups, pools, given
         self._watch, self._opened = watch or Watch(), opened
-        self._decided: list[Decided] = []
-        self._nan: list[tuple[int, int, Tensor]] = []
-        self._ordinals: Tensor | None = None
-        self._previous: tuple[Tensor, Tensor] | None = None
+        self._decisions = Decisions(schedule, layout, plan, self._watch)
         self._slots: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -193,7 +82,7 @@ class PackedPrefill:
         if self._schedule.action == "delete":  # where nothing was removed, too
             self._alive.stage = packed.stages[-1]
         hidden, real = self._rectangle(self._alive.stream)
-        return Made(hidden, real, self._decided, self._nan)
+        return Made(hidden, real, self._decisions.decided, self._decisions.nan)
 
     def _after_prefix(self, opened: OpenedPlan) -> Sequence[PackedStage]:
         """Run the blocks before the first decision on what follows the prefix; the stages that are left."""
@@ -215,20 +104,17 @@ class PackedPrefill:
 
     def _stage(self, stage: PackedStage) -> None:
         alive = self._alive
-        block = self._block(stage.first)
-        norm = block.input_norm
-        keys = None
-        if stage.decision is None:
-            active = None
-            rows, angles = alive.stream, alive.angles
-            normed = norm(rows)
-        else:
-            active, keys = self._choose(stage, stage.decision)
-            rows, normed = ops.gather_rmsnorm(alive.stream, active, norm.weight, norm.variance_epsilon)
+        active, angles, keys = None, alive.angles, None
+        if stage.decision is not None:
+            if self._watch.residual is not None:
+                self._watch.residual(stage.first, *self._rectangle(alive.stream.clone()))
+            active, keys = self._decisions.choose(
+                stage, stage.decision, alive, partial(self._scores_alive, stage)
+            )
             angles = self._angles(stage, alive.angles, active)
             if keys is not None:
                 keys = keys.index_select(0, active)
-        delta = self._run(stage, rows, normed, angles, active, keys)
+        rows, delta = self._through(stage, active, angles, keys)
         if active is None:
             alive.stream = rows if delta is None else rows.add_(delta)
         elif self._schedule.action == "delete":
@@ -250,20 +136,20 @@ class PackedPrefill:
         else:
             ops.write_back(alive.stream, active, rows, delta)
 
-    def _run(
-        self,
-        stage: PackedStage,
-        rows: Tensor,
-        normed: Tensor,
-        angles: Angles,
-        active: Tensor | None,
-        keys: Tensor | None,
-    ) -> Tensor | None:
-        """All blocks of a stage on ``rows`` [M, d], in place; what is still to be added to them, or None.
+    def _through(
+        self, stage: PackedStage, active: Tensor | None, angles: Angles, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows [M, d] that run, after all blocks of a stage, and what is still to be added to them, or None.
 
         ``keys`` are those of the first block where its decision computed them.
         """
-        scored = self._schedule.score.source == "previous" and stage.last + 1 < self._decoder.num_layers
+        norm = self._block(stage.first).input_norm
+        if active is None:
+            rows = self._alive.stream
+            normed = norm(rows)
+        else:
+            rows, normed = ops.gather_rmsnorm(self._alive.stream, active, norm.weight, norm.variance_epsilon)
+        scored = self._is_scored_before(stage)
         delta: Tensor | None = None
         for layer in range(stage.first, stage.last + 1):
             block = self._block(layer)
@@ -281,7 +167,7 @@ class PackedPrefill:
                     normed = norm(rows)
                 else:
                     normed = ops.add_rmsnorm(rows, delta, norm.weight, norm.variance_epsilon)
-        return delta
+        return rows, delta
 
     def _attention(
         self,
@@ -330,65 +216,24 @@ class PackedPrefill:
             sin = torch.where(stage.decides, sin, angles.sin.index_select(0, at))
         return Angles(cos.contiguous(), sin.contiguous(), _count(len(active), active.device))
 
-    # ---------------------------------------------------------------------------------------------------- a decision
+    # ------------------------------------------------------------------------------------------------------- scores
 
-    def _choose(self, stage: PackedStage, decision: PackedDecision) -> tuple[Tensor, Tensor | None]:
-        """The rows that run, [M] int32 ascending, and the block's keys of all rows alive where they were computed."""
-        if self._watch.residual is not None:
-            self._watch.residual(stage.first, *self._rectangle(self._alive.stream.clone()))
-        pooled = self._ordinals if self._schedule.pool == "survivors" else None  # [V]
-        ordinals = decision.ordinals if pooled is None else pooled
-        begins = self._packed.visual.table.index_select(0, decision.request_of_candidate)
-        of_prompt = self._packed.visual_rows.index_select(0, begins + ordinals)
-        candidates = self._alive.places.index_select(0, of_prompt)
-        sentinel = self._layout.visual.shape[1] - 1
-        pool = None if pooled is None else decision.candidate_rectangle(pooled, sentinel).long()
-        replayed = None if self._watch.replayed is None else self._watch.replayed[decision.shape.index]
-        if self._watch.blind and replayed is not None:
-            keys, would, rectangle = None, None, replayed.new_zeros(0)
-        else:
-            score, keys = self._scores_alive(stage)
-            chosen = self._select(stage, decision, score, candidates)
-            self._note_nan(decision, stage.first, chosen[4])
-            picked = ordinals.index_select(0, decision.segment_of_selected + chosen[0])
-            would = decision.selected_rectangle(picked, sentinel).long()
-            rectangle = decision.candidate_rectangle(score.index_select(0, candidates), 0.0)
-        if replayed is None:
-            assert would is not None
-            self._decided.append(Decided(decision.shape, stage.first, pool, rectangle, would))
-        else:
-            self._decided.append(Decided(decision.shape, stage.first, pool, rectangle, replayed, would))
-            chosen = self._select(
-                stage, decision, self._as_scores(replayed, decision, candidates, ordinals), candidates
-            )
-            picked = ordinals.index_select(0, decision.segment_of_selected + chosen[0])
-        self._ordinals = picked
-        return chosen[2], keys
+    def _scores_alive(self, stage: PackedStage) -> Scored:
+        if self._schedule.score.source == "previous":
+            return self._decisions.before(self._alive)
+        return self._own_scores(stage)
 
-    def _as_scores(
-        self, selected: Tensor, decision: PackedDecision, candidates: Tensor, ordinals: Tensor
-    ) -> Tensor:
-        """[W] scores by which just ``selected`` [B, K] run."""
-        flags = torch.zeros(*self._layout.visual.shape, device=selected.device).scatter_(1, selected, 1.0)
-        flags[:, -1] = 0
-        high = self._alive.stream.new_zeros(len(self._alive.always), dtype=torch.float32)
-        high[candidates.long()] = flags[decision.request_of_candidate, ordinals.long()]
-        return high
-
-    def _scores_alive(self, stage: PackedStage) -> tuple[Tensor, Tensor | None]:
-        """Score of every row alive, and the keys of the block that decides where they were computed for it."""
-        alive, rule = self._alive, self._schedule.score
-        if rule.source == "previous":
-            assert self._previous is not None
-            score, active = self._previous
-            if len(score) == len(alive.always):
-                return score, None
-            full = score.new_zeros(len(alive.always))
-            return full.index_copy(0, active.long(), score), None
-        block = self._block(stage.first)
+    def _own_scores(self, stage: PackedStage) -> Scored:
+        """In the terms of the block that decides."""
+        alive, block = self._alive, self._block(stage.first)
         normed = block.input_norm(alive.stream)
         keys = block.keys(normed)
-        return scores(block, normed, keys, alive.angles, alive.rows, alive.asking, rule.heads), keys
+        heads = self._schedule.score.heads
+        return scores(block, normed, keys, alive.angles, alive.rows, alive.asking, heads), keys
+
+    def _is_scored_before(self, stage: PackedStage) -> bool:
+        """Whether the decision after a stage reads its scores from the last block of it."""
+        return self._schedule.score.source == "previous" and stage.last + 1 < self._decoder.num_layers
 
     def _score_before(
         self, stage: PackedStage, block: Block, normed: Tensor, angles: Angles, active: Tensor | None
@@ -396,31 +241,7 @@ class PackedPrefill:
         """Scores in the terms of the block before the next decision, of the rows that it is about to run."""
         rule = self._schedule.score
         score = scores(block, normed, block.keys(normed), angles, stage.rows, stage.asking, rule.heads)
-        self._previous = score, _count(len(score), score.device) if active is None else active
-
-    def _select(
-        self, stage: PackedStage, decision: PackedDecision, score: Tensor, candidates: Tensor
-    ) -> tuple[Tensor, ...]:
-        alive = self._alive
-        return ops.select_compact(
-            score,
-            candidates,
-            decision.candidates.table,
-            decision.selected.table,
-            alive.always,
-            alive.rows.table,
-            stage.rows.table,
-            decision.selected.total,
-            stage.rows.total,
-            decision.candidates.most,
-            alive.rows.most,
-        )
-
-    def _note_nan(self, decision: PackedDecision, layer: int, has_nan: Tensor) -> None:
-        flags = decision.segment_rectangle(has_nan, False).any(1)
-        if self._watch.nan is not None:
-            self._watch.nan(decision.shape.index, layer, flags)
-        self._nan.append((decision.shape.index, layer, flags))
+        self._decisions.note_before(score, active)
 
     # -------------------------------------------------------------------------------------- between blocks, and after
 
@@ -463,9 +284,7 @@ class PackedPrefill:
         stage = self._alive.stage
         if stage is None:
             return self._packed.prompt(rows, 0.0), self._layout.real
-        ragged = len(set(stage.rows.counts)) > 1
-        real = stage.output.index < stage.rows.total
-        return stage.output(rows, 0.0), real if ragged else None
+        return stage.output(rows, 0.0), stage.real
 
     def _block(self, layer: int) -> Block:
         return Block(self._decoder.blocks[layer], self._decoder.names)

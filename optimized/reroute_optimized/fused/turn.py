@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from ..cache import RoutedCache
 from ..engine import Turn
 from ..probe import replayed_tables
 from ..records import reads_at_once, refuse_nan
+from .batch import Given, Made, Watch
 from .engine import Fused, released_on_failure
+from .modules import ModulePrefill
 from .pages import PagePool
 from .plan import PackedPlan
-from .prefill import Given, Made, PackedPrefill, Watch
+from .prefill import PackedPrefill
 from .upload import uploaded
 
 
@@ -37,7 +40,7 @@ class FusedTurn(Turn):
             cache = (
                 RoutedCache()
             )  # the prefix is in pages, so its rows' successors are too, for as long as the turn lasts
-        held = [] if cache is None else fused.open(cache, plan, hidden, opening)
+        held = [] if cache is None or fused.as_modules else fused.open(cache, plan, hidden, opening)
         pools = [rows.pool for rows in held]
         tables = [
             uploaded(rows.tables[:, : plan.stage_of(first).width], hidden.device)
@@ -62,14 +65,16 @@ class FusedTurn(Turn):
     def _made(self, plan: PackedPlan, pools: Sequence[PagePool], given: Given) -> Made:
         fused, watch = self._fused, self._watch()
         decoder, schedule, layout, groups = self._decoder, self._schedule, self._layout, fused.groups
-
+        prefill: Callable[..., PackedPrefill] = PackedPrefill
+        if fused.as_modules:
+            prefill = partial(ModulePrefill, cache=self._cache)
         opened = None
         if given.prefix:
             opened = fused.opened_plan(plan, len(given.prefix[0]), given.hidden_states.device)
 
         def work(tensors: Sequence[Tensor]) -> Made:  # knows nothing of the turn: a graph outlives it
             own = given.like(tensors)
-            return PackedPrefill(decoder, schedule, layout, plan, groups, pools, own, watch, opened).run()
+            return prefill(decoder, schedule, layout, plan, groups, pools, own, watch, opened).run()
 
         if watch is not None:
             return work(given.tensors())
