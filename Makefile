@@ -32,16 +32,20 @@ kernels: $(STAMP)
 kernels-full: $(STAMP)
 	$(BIN)/python -m reroute_optimized.kernels.gate --full
 
-# backend triton in Triton's interpreter, which is slow: a few profiles
+# backend triton in Triton's interpreter, which is slow: a case or two of every check; -full: all of them, on the way to CONFORMS
 fused: $(STAMP)
-	TRITON_INTERPRET=1 $(BIN)/vlm-reroute conform --target optimized-triton --profiles core,gqa,cache --jobs 2 --report reroute-report/triton
+	TRITON_INTERPRET=1 $(BIN)/vlm-reroute smoke --target optimized-triton
 
-# the fast path on the oldest transformers and triton that it runs with, in a second environment
+fused-full: $(STAMP)
+	TRITON_INTERPRET=1 $(BIN)/vlm-reroute conform --target optimized-triton --jobs 2 --report reroute-report/triton
+
+# the fast path on the oldest transformers and triton that it runs with, in a second environment; that judges find mutants of
+# kernels does not depend on versions
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest -n 2 tests/optimized
+	$(OLDEST)/bin/pytest -n 2 tests/optimized --ignore tests/optimized/kernels/test_mutants.py
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
-	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,gqa,mrope,batch,cache,session,prefix,hf --jobs 2 --report $(OLDEST)/report
+	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,cache,hf --jobs 2 --report $(OLDEST)/report
 
 # what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
 bench: $(STAMP)
