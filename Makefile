@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo mutants port test test-oldest kernels kernels-full fused lint format rules proofs
+.PHONY: bench demo mutants port test test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2

@@ -140,8 +140,8 @@ class Machine:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         source = torch.randn(16 * size * size, device=device, dtype=dtype)
         target = torch.empty_like(source)
-        product = statistics.median(timed({"": lambda: left @ right}, 10, device)[""])
-        copied = statistics.median(timed({"": lambda: target.copy_(source)}, 10, device)[""])
+        product = statistics.median(timed(lambda: left @ right, 10, 3, device))
+        copied = statistics.median(timed(lambda: target.copy_(source), 10, 3, device))
         return cls(2 * size**3 / product, 2 * source.nbytes / copied)
 
     def floor(self, shape: Shape, request: Plan, batch: int, element: int) -> float:
@@ -171,21 +171,16 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every call, in turns, from the call to the device's last operation; each runs three times before, which is
-    when graphs are captured.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(3 if rounds > 1 else 0):
-            call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            wait(device)
-            start = time.perf_counter()
-            call()
-            wait(device)
-            times[name].append(time.perf_counter() - start)
+def timed(call: Callable[[], Any], rounds: int, warm: int, device: str) -> list[float]:
+    """Seconds from the call to the device's last operation, after ``warm`` calls, in which graphs are captured."""
+    times = []
+    for place in range(warm + rounds):
+        wait(device)
+        start = time.perf_counter()
+        call()
+        wait(device)
+        if place >= warm:
+            times.append(time.perf_counter() - start)
     return times
 
 
@@ -229,60 +224,76 @@ def held_bytes(cache: Any) -> int:
     return total
 
 
-def measure(
+def prefill_of(model: Any, shape: Shape, batch: int, how: tuple[Schedule, str] | None) -> Callable[[], Any]:
+    """A prefill of the model as it is routed now."""
+    inputs = shape.inputs(batch, model)
+    if how is None:
+        del inputs["visual_mask"]
+    return lambda: model(**inputs, use_cache=True, logits_to_keep=1)
+
+
+def decoded(model: Any, prefill: Callable[[], Any], batch: int, device: str, tokens: int) -> float:
+    """Seconds a token after a prefill."""
+    cache = prefill().past_key_values
+    wait(device)
+    start = time.perf_counter()
+    token = torch.ones(batch, 1, dtype=torch.long, device=device)
+    for _ in range(tokens):
+        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+    wait(device)
+    return (time.perf_counter() - start) / tokens
+
+
+def memory(prefill: Callable[[], Any], device: str) -> dict[str, int]:
+    """Bytes of the cache that a prefill leaves, and most at once while it runs."""
+    if device != "cuda":
+        return {"kv_bytes": held_bytes(prefill().past_key_values), "peak_bytes": 0}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    cache = prefill().past_key_values
+    return {"kv_bytes": held_bytes(cache), "peak_bytes": torch.cuda.max_memory_allocated() - before}
+
+
+def measured(
     model: Any,
     shape: Shape,
     batch: int,
-    how: tuple[Schedule, str] | None,
-    rounds: int,
+    all_of_them: dict[str, tuple[Schedule, str] | None],
+    options: Any,
     device: str,
-    tokens: int,
-) -> dict[str, Any]:
-    """Prefill, decode, memory of one contender; routing is applied once, as users have it."""
-    inputs = shape.inputs(batch, model)
-    given = inputs if how is not None else {"inputs_embeds": inputs["inputs_embeds"]}
-
-    def prefill() -> Any:
-        return model(**given, use_cache=True, logits_to_keep=1)
-
-    def decode() -> None:
-        cache = prefill().past_key_values
-        wait(device)
-        start = time.perf_counter()
-        token = torch.ones(batch, 1, dtype=torch.long, device=device)
-        for _ in range(tokens):
-            token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-        wait(device)
-        steps.append((time.perf_counter() - start) / tokens)
-
-    steps: list[float] = []
-    with as_is(model, how) as result, torch.no_grad():
-        seconds = timed({"": prefill}, rounds, device)[""]
-        for _ in range(4 if tokens == NEW_TOKENS else 2):
-            decode()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if device == "cuda" else 0
-        cache = prefill().past_key_values
-        peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else 0
-        found = {
-            "prefill_ms": spread(seconds),
-            "decode_ms_per_token": min(steps[1:]) * 1e3,
-            "kv_bytes": held_bytes(cache),
-            "peak_bytes": peak,
+) -> dict[str, dict[str, Any]]:
+    """Prefill, decode and memory of every contender; they take turns, each routed anew, so that a drift meets all of them."""
+    rounds = max(1, options.rounds // (1 + batch // 8))  # a larger batch takes longer and spreads less
+    seconds: dict[str, list[float]] = {name: [] for name in all_of_them}
+    steps: dict[str, list[float]] = {name: [] for name in all_of_them}
+    found: dict[str, dict[str, Any]] = {name: {} for name in all_of_them}
+    for _ in range(options.turns):
+        for name, how in all_of_them.items():
+            with as_is(model, how) as result, torch.no_grad():
+                prefill = prefill_of(model, shape, batch, how)
+                seconds[name] += timed(prefill, rounds, options.warm, device)
+                decoded(model, prefill, batch, device, min(8, options.tokens))  # tokens are captured in it
+                steps[name].append(decoded(model, prefill, batch, device, options.tokens))
+                found[name] = memory(prefill, device)
+                if result is not None:
+                    found[name] |= seen(result, prefill, device)
+    for name, own in found.items():
+        own |= {
+            "name": name,
+            "prefill_ms": spread(seconds[name]),
+            "decode_ms_per_token": min(steps[name]) * 1e3,
         }
-        if result is not None:
-            found["backend"] = result.backend
-            graphs = None if result._router.fused is None else result._router.fused.graphs
-            if graphs is not None:
-                found["graphs"] = {
-                    "captured": graphs.captured,
-                    "replayed": graphs.replayed,
-                    "eager": dict(graphs.eager),
-                }
-                found["overhead"] = overhead(prefill, graphs, device)
     return found
+
+
+def seen(result: Any, prefill: Callable[[], Any], device: str) -> dict[str, Any]:
+    """What a routed model says of itself."""
+    graphs = None if result._router.fused is None else result._router.fused.graphs
+    if graphs is None:
+        return {"backend": result.backend}
+    counted = {"captured": graphs.captured, "replayed": graphs.replayed, "eager": dict(graphs.eager)}
+    return {"backend": result.backend, "graphs": counted, "overhead": overhead(prefill, graphs, device)}
 
 
 def overhead(prefill: Callable[[], Any], graphs: Any, device: str) -> float | None:
@@ -307,7 +318,7 @@ def overhead(prefill: Callable[[], Any], graphs: Any, device: str) -> float | No
 def table(
     shape: Shape, model: Any, batch: int, machine: Machine, options: Any, device: str
 ) -> list[dict[str, Any]]:
-    """Rows of one shape and batch size, printed as they come."""
+    """Rows of one shape and batch size."""
     layers = model.config.num_hidden_layers
     if options.rehearse:
         schedules = {"25%": Schedule("reroute", (Decision(1, "0.25"),))}
@@ -320,11 +331,11 @@ def table(
     print(
         f"{'':<26}{'prefill ms':>11}{'floor':>8}{'of it':>7}{'x':>7}{'floor x':>9}{'ms/token':>10}{'KV MiB':>9}{'overhead':>10}"
     )
-    for name, how in contenders(schedules).items():
-        schedule = UNROUTED if how is None else how[0]
-        request = plan(schedule, layers, flags)
-        own = measure(model, shape, batch, how, options.rounds, device, options.tokens)
-        own |= {"name": name, "batch": batch, "shape": shape.name}
+    everybody = contenders(schedules)
+    for name, own in measured(model, shape, batch, everybody, options, device).items():
+        how = everybody[name]
+        request = plan(UNROUTED if how is None else how[0], layers, flags)
+        own |= {"batch": batch, "shape": shape.name}
         own["floor_ms"] = machine.floor(shape, request, batch, element) * 1e3
         own["planned_kv_bytes"] = kv_bytes(shape, request, batch, element)
         rows.append(own)
@@ -353,7 +364,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder for engine.json")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8, help="prefills of each in a turn")
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tiers", nargs="+", default=["192", "128", "64"])
     parser.add_argument(
@@ -364,9 +376,10 @@ def main() -> int:
     if device == "cpu" and not options.rehearse:
         parser.error("no GPU here; --rehearse under TRITON_INTERPRET=1 runs the same without one")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    options.tokens = 1 if options.rehearse else NEW_TOKENS
+    options.tokens, options.warm = NEW_TOKENS, 2
     if options.rehearse:
-        options.rounds, options.batches = 1, options.batches[:1]
+        options.tokens, options.warm, options.rounds, options.turns = 1, 0, 1, 1
+        options.batches = options.batches[:1]
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "torch": torch.__version__,
