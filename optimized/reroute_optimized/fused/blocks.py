@@ -123,10 +123,14 @@ def check_fusable(decoder: Decoder) -> None:
     """
     for layer, block in enumerate([] if calls_modules(decoder) else decoder.blocks):
         for path, module in block.named_modules():
-            if not isinstance(module, nn.Linear) and (module._forward_hooks or module._forward_pre_hooks):
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            if not isinstance(module, nn.Linear) and (hooked or "forward" in vars(module)):
+                what = (
+                    "has hooks" if hooked else "has a forward of its own, as accelerate's device maps give it"
+                )
                 raise RerouteError(
                     "backend",
-                    f"'triton' does not call {path or 'the block'} of block {layer}, which has hooks",
+                    f"'triton' does not call {path or 'the block'} of block {layer}, which {what}",
                     "use backend='torch', which calls blocks whole",
                 )
     weight = next(decoder.module.parameters())

@@ -41,7 +41,8 @@ class Fused:
         self._decoder, self._schedule = decoder, schedule
         self.as_modules = calls_modules(decoder)
         self.groups = sorted({0, *(decision.layer for decision in schedule.decisions)})
-        self.graphs = Graphs.on(next(decoder.module.parameters()).device)
+        self._device = next(decoder.module.parameters()).device
+        self.graphs = Graphs.on(self._device)
         self._plans: OrderedDict[Hashable, tuple[Layout, PackedPlan]] = OrderedDict()
         self._pools: dict[int, PagePool] = {}
         self._read = Read(decoder)
@@ -51,6 +52,8 @@ class Fused:
         self, key: Any, build: Callable[[], Layout], device: torch.device
     ) -> tuple[Layout, PackedPlan]:
         """The tables of a batch: those of an earlier one where ``key``, of nested lists, is the same."""
+        if device != self._device:  # the model was moved
+            self._device, self.graphs = device, Graphs.on(device)
         key = _frozen(key), device
         if key not in self._plans:
             layout = build()
@@ -64,6 +67,8 @@ class Fused:
         """What a graph reads beside its inputs, or why there is none: weights and pages."""
         if self.as_modules:
             return "blocks run as modules"
+        if torch.is_autocast_enabled(self._device.type):
+            return "autocast is on"
         addresses = self._read.addresses()
         if isinstance(addresses, str):
             return addresses

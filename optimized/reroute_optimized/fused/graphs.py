@@ -118,12 +118,13 @@ class Graphs:
         """``work(inputs)``, as it is the first time that ``key`` is met, from then on by its graph.
 
         Args:
-            key: with every shape and number on which ``work`` depends.
+            key: with every number on which ``work`` depends, but for the shapes and dtypes of ``inputs``.
             read: addresses of all that it reads beside ``inputs``; a str says why it cannot be captured.
             inputs: tensors.
             work: reads nothing else that changes, waits for nothing, and makes nothing on the host.
             copied: of its results, which the next replay overwrites.
         """
+        key = key, tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         reason = "this device has no graphs" if self.executor is None else ""
         reason = reason or (read if isinstance(read, str) else "")
         found = self._graphs.get(key)

@@ -37,9 +37,8 @@ class FusedTurn(Turn):
         opening = self._opening if self._opening is not None and self._opening.layers else None
         cache = self._cache
         if cache is None and opening is not None:
-            cache = (
-                RoutedCache()
-            )  # the prefix is in pages, so its rows' successors are too, for as long as the turn lasts
+            # the prefix is in pages, so the rows after it are too, for as long as the turn lasts
+            cache = RoutedCache()
         held = [] if cache is None or fused.as_modules else fused.open(cache, plan, hidden, opening)
         pools = [rows.pool for rows in held]
         tables = [
@@ -78,7 +77,7 @@ class FusedTurn(Turn):
 
         if watch is not None:
             return work(given.tensors())
-        key = plan, opened, len(given.features), bool(pools), given.hidden_states.dtype
+        key = plan, opened, len(given.features), bool(pools)
         made = fused.graphs.run(key, fused.read(pools), given.tensors(), work, Made.copied)
         for index, layer, flags in made.nan:
             self._nan(index, layer, flags)

@@ -5,11 +5,14 @@ import pickle
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from reroute_conformance.cases import DecoderCase, Row
 from reroute_optimized import routed
-from reroute_optimized.fused.engine import MOST_PLANS
+from reroute_optimized.decoder import Decoder
+from reroute_optimized.fused.engine import MOST_PLANS, Fused
 from reroute_optimized.fused.pages import PAGE
 from reroute_optimized.target import triton_target
+from reroute_reference.families import text_decoder_of
 from reroute_spec import Decision, RerouteError, Schedule
 from torch.testing import assert_close
 
@@ -154,6 +157,21 @@ def test_hooks_that_it_would_not_call_are_refused():
     with pytest.raises(RerouteError, match="block 1, which has hooks"), routed(model, TWO, backend="triton"):
         pass
     handle.remove()
+
+
+def test_a_device_map_is_refused():
+    model = dispatch_model(
+        tiny.llava(), {"model.language_model.layers.1": "cpu", "": "cpu"}, force_hooks=True
+    )
+    with pytest.raises(RerouteError, match="forward of its own"), routed(model, TWO, backend="triton"):
+        pass
+
+
+def test_under_autocast_there_are_no_graphs():
+    fused = Fused(Decoder(*text_decoder_of(tiny.llava())), TWO)
+    assert not isinstance(fused.read([]), str)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.read([]) == "autocast is on"
 
 
 def test_bfloat16_is_refused_where_the_interpreter_would_run_it():

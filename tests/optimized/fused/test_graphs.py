@@ -191,6 +191,14 @@ def test_the_least_used_goes_first_and_memory_is_bounded():
     assert len(large.eager) == 2
 
 
+def test_inputs_of_other_shapes_are_other_graphs():
+    graphs = Graphs(Again(), 10**6)
+    for size in (1, 2, 1, 2, 1, 2):
+        out = graphs.run("key", (), [torch.zeros(size)], lambda given: given[0] + 1, torch.clone)
+        assert out.tolist() == [1] * size
+    assert (graphs.captured, graphs.replayed) == (2, 4)
+
+
 def test_a_nan_in_a_replay_is_refused_and_leaves_nothing():
     model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
     with routed(model, TWO, backend="triton") as routing, torch.no_grad():
