@@ -130,9 +130,9 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
     if family.merger is not None:
         placeholders = Placeholders(model, family, loaded, router, stage is not None)
     # first: all that can fail, here as in remove, while nothing else is changed
-    handles: list[RemovableHandle | Swapped | Joined] = []
-    if fused is not None and not fused.as_modules:
-        handles.append(fuse(decoder))
+    handles: list[RemovableHandle | Swapped | Joined | Fused] = []
+    if fused is not None:
+        handles += [fused] if fused.as_modules else [fuse(decoder), fused]
     if placeholders is not None:
         handles += placeholders.register()
     if stage is not None:

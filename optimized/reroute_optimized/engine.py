@@ -229,7 +229,9 @@ class Turn:
     def _with_cached(self, universe: Universe, layer: int) -> Universe:
         if self._past is None:
             return universe
-        return replace(universe, cached=(self._cache.layers[layer].keys, self._past.valid(layer)))
+        # pages are taken for all blocks of a stage at once: what this block has yet to write comes last
+        keys = self._cache.layers[layer].keys[:, :, : self._past.lengths[layer]]
+        return replace(universe, cached=(keys, self._past.valid(layer)))
 
     def _decide(
         self, stage: StageLayout, shape: DecisionLayout, stream: Stream, replayed: list[Tensor] | None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .checks import check_generation
+from .fused.engine import Fused
 from .fused.weights import Joined
 from .generation import GENERATION, Generation
 from .prompt import Placeholders, check_companions
@@ -27,7 +28,7 @@ def generating_class(
     placeholders: Placeholders | None,
     family: Family,
     shards: Shards | None,
-    undo: tuple[Sequence[RemovableHandle | Swapped | Joined], tuple[type, type]],
+    undo: tuple[Sequence[RemovableHandle | Swapped | Joined | Fused], tuple[type, type]],
 ) -> type[nn.Module]:
     """A subclass of the model's class, of the same name (saving writes it).
 

@@ -167,7 +167,7 @@ class Router:
             mask = None if request.features is None else request.features[0]
             visual, featured = read_masks(shape, request.visual_mask, mask)
         if self.fused is not None and shape[1] == 1:
-            check_no_gradient(request.embeddings)
+            check_no_gradient(self.decoder, request.embeddings)
         state.guard.check()
         state.guard.seen.clear()
         before = Snapshot.of(cache)
@@ -356,5 +356,5 @@ class Router:
         # later turns run on rectangles, and so do modules on what follows a prefix
         if fused is None or past is not None or (fused.as_modules and opening is not None):
             return Turn(self.decoder, self.schedule, rows, cache, **options)
-        check_no_gradient(rows.hidden_states)
+        check_no_gradient(self.decoder, rows.hidden_states)
         return FusedTurn(self.decoder, self.schedule, rows, cache, fused=fused, **options)

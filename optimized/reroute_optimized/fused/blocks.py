@@ -137,13 +137,15 @@ def check_fusable(decoder: Decoder) -> None:
     ops.check_device(weight.device, weight.dtype)
 
 
-def check_no_gradient(embeddings: Tensor) -> None:
+def check_no_gradient(decoder: Decoder, embeddings: Tensor) -> None:
     """Refuse a forward whose gradient would be lost.
 
     Raises:
         RerouteError: naming the backend.
     """
-    if torch.is_grad_enabled() and embeddings.requires_grad:
+    if not torch.is_grad_enabled():
+        return
+    if embeddings.requires_grad or any(weight.requires_grad for weight in decoder.module.parameters()):
         raise RerouteError(
             "backend",
             "'triton' has no gradients, and this forward asks for them",

@@ -48,6 +48,7 @@ def run_row(
         rotaries: cos and sin [B or 1, 1, W] of the row: one pair for all blocks, or one per group of them.
         observe: called with every block's output.
     """
+    fused.check()
     starts = [index for index, layer in enumerate(cache.layers) if layer.place == 0]
     groups: list[PagedRows] = [cache.layers[start].rows for start in starts]
     pools = [rows.pool for rows in groups]
@@ -71,7 +72,7 @@ def run_row(
     given = [hidden_states[:, 0], *angles, *tables]
     if observe is not None:
         return work(given)[:, None]
-    key = "row", batch, tuple(starts), tuple(table.shape[1] for table in tables), len(rotaries)
+    key = "row", tuple(starts), tuple(pools), len(rotaries)
     read = fused.read(pools)
     return fused.graphs.run(key, read, given, work, torch.clone)[:, None]
 

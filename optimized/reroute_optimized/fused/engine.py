@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from reroute_reference.families import part
-from reroute_spec import Schedule
+from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
 from ..cache import RoutedCache
@@ -45,7 +45,7 @@ class Fused:
         self.graphs = Graphs.on(self._device)
         self._plans: OrderedDict[Hashable, tuple[Layout, PackedPlan]] = OrderedDict()
         self._pools: dict[int, PagePool] = {}
-        self._read = Read(decoder)
+        self._read = None if self.as_modules else Read(decoder)
         self.opened_plan = lru_cache(MOST_PLANS)(OpenedPlan.of)
 
     def layout(
@@ -65,14 +65,32 @@ class Fused:
 
     def read(self, pools: Sequence[PagePool]) -> Hashable:
         """What a graph reads beside its inputs, or why there is none: weights and pages."""
-        if self.as_modules:
+        if self._read is None:
             return "blocks run as modules"
-        if torch.is_autocast_enabled(self._device.type):
-            return "autocast is on"
         addresses = self._read.addresses()
         if isinstance(addresses, str):
             return addresses
         return addresses, tuple((pool, pool.moves) for pool in pools)
+
+    def check(self) -> None:
+        """Refuse what the engine would not do, and the modules would.
+
+        Raises:
+            RerouteError: autocast is on; modules that are not called have hooks.
+        """
+        if self._read is None:
+            return
+        if torch.is_autocast_enabled(self._device.type):
+            problem = "'triton' computes in the model's own dtype, and autocast is on"
+            raise RerouteError("backend", problem, "convert the model, or use backend='torch'")
+        self._read.check()
+
+    def remove(self) -> None:
+        """Let go of graphs, pages and plans; caches keep the pages that they hold."""
+        self.graphs.clear()
+        self._pools.clear()
+        self._plans.clear()
+        self.opened_plan.cache_clear()
 
     def open(
         self, cache: RoutedCache, plan: PackedPlan, hidden: Tensor, opening: Opening | None
@@ -125,4 +143,4 @@ def _frozen(key: Any) -> Hashable:
         single: Hashable = key
         return single
     flat: tuple[Hashable, ...] = tuple(key)
-    return tuple(map(_frozen, flat)) if any(isinstance(x, list) for x in flat) else flat
+    return tuple(map(_frozen, flat)) if flat and not isinstance(flat[0], (bool, int)) else flat

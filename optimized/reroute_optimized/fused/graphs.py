@@ -51,10 +51,13 @@ class CudaExecutor:
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            before = torch.cuda.memory_reserved()
+            before, stream = torch.cuda.memory_reserved(), torch.cuda.current_stream()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = work()
+            try:
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    result = work()
+            finally:
+                torch.cuda.set_stream(stream)  # torch does not where ending a failed capture raises
             held = torch.cuda.memory_reserved() - before
 
         def replay() -> T:
@@ -188,23 +191,47 @@ class Graphs:
 
 
 class Read:
-    """What the blocks of a decoder read beside their inputs: where their weights are."""
+    """What the fused engine reads of a decoder beside its inputs: modules that it calls, and their weights."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._places = [
-            (module._modules, name)
-            for block in decoder.blocks
-            for module in block.modules()
-            for name in module._modules
+        names = decoder.names
+        attention = [
+            n for n in (names.query, names.key, "v_proj", "o_proj", names.query_norm, names.key_norm) if n
         ]
-        self._rotary = part(decoder.module, decoder.names.rotary)
+        self._called: list[tuple[dict[str, Any], str]] = []
+        self._around: list[nn.Module] = []
+        for block in decoder.blocks:
+            inner = part(block, names.attention)
+            self._around += [block, inner, block.mlp]
+            self._called += [(inner._modules, name) for name in attention]
+            self._called += [
+                (block.mlp._modules, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
+            ]
+            self._called += [
+                (block._modules, n) for n in (names.input_norm, "post_attention_layernorm", "mlp")
+            ]
+        self._rotary = part(decoder.module, names.rotary)
+
+    def check(self) -> None:
+        """Refuse hooks of modules that are not called as modules.
+
+        Raises:
+            RerouteError: naming the module's class.
+        """
+        for module in self._around:
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                raise RerouteError(
+                    "backend",
+                    f"'triton' does not call {type(module).__name__}, which has hooks or a forward of its own",
+                    "remove them, or use backend='torch', which calls blocks whole",
+                )
 
     def addresses(self) -> Hashable:
         """Of all of them; or a str that says why a graph would not do what the modules do."""
         found: list[int] = [
             buffer.data_ptr() for buffer in self._rotary._buffers.values() if buffer is not None
         ]
-        for modules, name in self._places:
+        for modules, name in self._called:
             module: Any = modules.get(name)
             if module is None:
                 return f"{name} is gone"
@@ -212,7 +239,9 @@ class Read:
                 return f"{name} has hooks"
             if "forward" in vars(module):
                 return f"{name} has another forward"
-            if module._parameters and not (type(module) is nn.Linear or "Norm" in type(module).__name__):
+            if (
+                name.endswith("_proj") and type(module) is not nn.Linear
+            ):  # what an adapter does may change in place
                 return f"{name} is a {type(module).__name__}"
             found.append(id(module))
             found.extend(p.data_ptr() for p in module._parameters.values() if p is not None)

@@ -64,8 +64,8 @@ class PagePool:
         missing = pages - len(self._free)
         if missing <= 0:
             return
-        # a fifth more than is needed now, so that decode does not move the cache at every page
-        size = self.size + missing + self.size // 5
+        # more than is needed now where there were pages before, so that decode does not move them, and drop graphs, all the time
+        size = self.size + missing + (max(self.size // 5, 4) if self.size else 0)
         self.moves += 1
         for tables in (self.keys, self.values):
             for block, table in enumerate(tables):  # one after another: only one of them is there twice
@@ -237,11 +237,14 @@ class PagedRows:
 
     def rectangle(self, pages: Tensor) -> Tensor:
         """[B, Hkv, width, head_dim] of one block's pages, shorter requests padded with zeros on the left: a copy."""
-        index = np.full((len(self.lengths), self.width), pages.shape[0] * PAGE, dtype=np.int64)
+        index = np.full((len(self.lengths), self.width), -1, dtype=np.int64)
         for request, length in enumerate(self.lengths.tolist()):
             index[request, self.width - length :] = self._places(request, 0, length)
-        rows = torch.cat([pages.flatten(0, 1), pages.new_zeros(1, *pages.shape[2:])])
-        return rows[uploaded(index, pages.device)].transpose(1, 2)
+        if not index.size or not pages.shape[0]:
+            return pages.new_zeros(*index.shape, *pages.shape[2:]).transpose(1, 2)
+        at = uploaded(index, pages.device)
+        rows = pages.flatten(0, 1)[at.clamp(min=0)].masked_fill((at < 0)[..., None, None], 0)
+        return rows.transpose(1, 2)
 
 
 class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here

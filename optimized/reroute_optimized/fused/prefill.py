@@ -252,7 +252,7 @@ class PackedPrefill:
     def _between(self, layer: int, stage: PackedStage, rows: Tensor, active: Tensor | None) -> None:
         alive = self._alive
         if self._watch.after_block is not None:  # what the block returns, as transformers has it
-            if active is not None and self._schedule.action == "delete":
+            if self._schedule.action == "delete":
                 self._watch.after_block(stage.output(rows, torch.nan))
             else:
                 whole = rows if active is None else alive.stream.index_copy(0, active.long(), rows)

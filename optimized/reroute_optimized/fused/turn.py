@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..cache import RoutedCache
 from ..engine import Turn
+from ..opening import Opening
 from ..probe import replayed_tables
 from ..records import reads_at_once, refuse_nan
 from .batch import Given, Made, Watch
 from .engine import Fused, released_on_failure
 from .modules import ModulePrefill
-from .pages import PagePool
+from .pages import PagedRows, PagePool
 from .plan import PackedPlan
 from .prefill import PackedPrefill
 from .upload import uploaded
@@ -39,7 +40,13 @@ class FusedTurn(Turn):
         if cache is None and opening is not None:
             # the prefix is in pages, so the rows after it are too, for as long as the turn lasts
             cache = RoutedCache()
+        fused.check()
         held = [] if cache is None or fused.as_modules else fused.open(cache, plan, hidden, opening)
+        with released_on_failure(held):
+            return self._run(plan, held, opening)
+
+    def _run(self, plan: PackedPlan, held: Sequence[PagedRows], opening: Opening | None) -> Tensor:
+        fused, hidden = self._fused, self._rows.hidden_states
         pools = [rows.pool for rows in held]
         tables = [
             uploaded(rows.tables[:, : plan.stage_of(first).width], hidden.device)
@@ -56,10 +63,9 @@ class FusedTurn(Turn):
             if opening is None
             else tuple(x for x in (opening.hidden_states, opening.before) if x is not None),
         )
-        with released_on_failure(held):
-            made = self._made(plan, pools, given)
-            self.done.decided.extend(made.decided)
-            return self._finish(made.hidden_states, made.real)
+        made = self._made(plan, pools, given)
+        self.done.decided.extend(made.decided)
+        return self._finish(made.hidden_states, made.real)
 
     def _made(self, plan: PackedPlan, pools: Sequence[PagePool], given: Given) -> Made:
         fused, watch = self._fused, self._watch()
@@ -77,7 +83,7 @@ class FusedTurn(Turn):
 
         if watch is not None:
             return work(given.tensors())
-        key = plan, opened, len(given.features), bool(pools)
+        key = plan, opened, len(given.features), tuple(pools)
         made = fused.graphs.run(key, fused.read(pools), given.tensors(), work, Made.copied)
         for index, layer, flags in made.nan:
             self._nan(index, layer, flags)

@@ -8,12 +8,10 @@ import torch
 from accelerate import dispatch_model
 from reroute_conformance.cases import DecoderCase, Row
 from reroute_optimized import routed
-from reroute_optimized.decoder import Decoder
-from reroute_optimized.fused.engine import MOST_PLANS, Fused
+from reroute_optimized.fused.engine import MOST_PLANS
 from reroute_optimized.fused.pages import PAGE
 from reroute_optimized.target import triton_target
-from reroute_reference.families import text_decoder_of
-from reroute_spec import Decision, RerouteError, Schedule
+from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close
 
 from .. import test_families, test_methods, tiny
@@ -99,7 +97,7 @@ def test_what_is_given_back_serves_the_next_request():
             pools = list(fused._pools.values())
             most = [max(before, pool.held) for before, pool in zip(most, pools, strict=True)]
         for pool, held in zip(pools, most, strict=True):
-            assert pool.size <= 2 * held * 1.2 + 1  # a request and the one before it
+            assert pool.size <= 2 * held * 1.2 + 4  # a request and the one before it
         assert len(fused._plans) <= MOST_PLANS
         del out
         assert [pool.held for pool in pools] == [0] * 3
@@ -133,7 +131,6 @@ def test_a_failure_leaves_the_cache_as_it_was(monkeypatch):
             def fail(*args):
                 raise RuntimeError("out of memory")
 
-            broken.setattr(model.model.language_model.layers[4].mlp, "forward", fail)
             broken.setattr(model.model.language_model.layers[4].mlp.down_proj, "forward", fail)
             with pytest.raises(RuntimeError, match="out of memory"):
                 model(**step)
@@ -167,11 +164,67 @@ def test_a_device_map_is_refused():
         pass
 
 
-def test_under_autocast_there_are_no_graphs():
-    fused = Fused(Decoder(*text_decoder_of(tiny.llava())), TWO)
-    assert not isinstance(fused.read([]), str)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert fused.read([]) == "autocast is on"
+def test_autocast_is_refused():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    with routed(model, TWO, backend="triton"), torch.no_grad():
+        cache = model(**inputs).past_key_values
+        step = {"input_ids": torch.tensor([[3], [4], [5]]), "past_key_values": cache}
+        with torch.autocast("cpu", torch.bfloat16):
+            for given in (inputs, step):
+                with pytest.raises(RerouteError, match="autocast is on"):
+                    model(**given)
+        assert model(**step).logits.isfinite().all()
+
+
+def test_hooks_that_come_later_are_refused():
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    with routed(model, TWO, backend="triton"), torch.no_grad():
+        handle = model.model.language_model.layers[3].mlp.register_forward_hook(lambda *args: None)
+        with pytest.raises(RerouteError, match="LlamaMLP, which has hooks"):
+            model(**inputs)
+        handle.remove()
+        model(**inputs)
+
+
+def test_graphs_and_pages_go_with_the_routing():
+    model = tiny.llava()
+    with routed(model, TWO, backend="triton") as routing, torch.no_grad():
+        model(**tiny.llava_inputs(ROWS))
+    fused = routing._router.fused
+    assert not fused._pools
+    assert not fused._plans
+    assert not len(fused.graphs)
+    assert len(routing.traces) == 3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("decisions", [TWO.decisions, ()])
+def test_hidden_states_of_survivors_are_the_other_backends(side, decisions):
+    model, shown = tiny.llava(), []
+    inputs = tiny.llava_inputs(ROWS, side=side)
+    for backend in ("torch", "triton"):
+        with routed(model, Schedule("delete", decisions), backend=backend), torch.no_grad():
+            shown.append(model(**inputs, output_hidden_states=True).hidden_states)
+    for one, other in zip(*shown, strict=True):
+        assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("action", ["reroute", "delete"])
+def test_scores_of_the_block_before_do_not_read_what_a_later_turn_has_yet_to_write(action, padded):
+    schedule = Schedule(action, (Decision(3, "0.5"),), score=ScoreRule(source="previous"))
+    rows = [Row("tvvvvvvtt", 1), Row("tvvvvtt" if padded else "tvvvvvvtt", 2)]
+    case = DecoderCase(
+        schedule.to_dict(), rows, config=test_methods.decoder_config(6, heads=2, kv_heads=1, head_dim=8)
+    )
+    turn = DecoderCase(schedule.to_dict(), [Row("vvvvtt", 3), Row("tvvttt", 4)], config=case.config).inputs()
+    turn.pop("attention_mask")
+    operations = [
+        {"op": "prefill", "inputs": case.inputs()},
+        {"op": "turn", "inputs": turn},
+        {"op": "decode", "tokens": torch.tensor([5, 6])},
+    ]
+    assert_same_session(case.model, schedule, operations, target=triton_target)
 
 
 def test_bfloat16_is_refused_where_the_interpreter_would_run_it():
@@ -182,8 +235,12 @@ def test_bfloat16_is_refused_where_the_interpreter_would_run_it():
         pass
 
 
-def test_a_gradient_that_would_be_lost_is_refused():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_gradient_that_would_be_lost_is_refused(frozen):
     model = tiny.llava().requires_grad_(True)
+    model.get_input_embeddings().requires_grad_(not frozen)
+    model.model.vision_tower.requires_grad_(not frozen)
+    model.model.multi_modal_projector.requires_grad_(not frozen)
     with routed(model, TWO, backend="triton"), pytest.raises(RerouteError, match="gradients"):
         model(**tiny.llava_inputs(ROWS))
 

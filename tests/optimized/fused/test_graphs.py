@@ -4,6 +4,7 @@ captured graph holds fast: whatever it reads besides would be of another request
 
 import pytest
 import torch
+from peft import LoraConfig
 from reroute_optimized import routed
 from reroute_optimized.fused.graphs import MOST_GRAPHS, Graphs
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
@@ -142,6 +143,19 @@ def test_a_projection_with_a_hook_runs_without_a_graph_and_says_so(caplog):
     assert seen == [1] * 3
     assert graphs.eager == {"down_proj has hooks": 3}
     assert [record.message for record in caplog.records] == ["runs without a graph: down_proj has hooks"]
+
+
+def test_an_adapter_is_in_no_graph():
+    """It may be scaled, merged or disabled in place."""
+    model, inputs = tiny.llava(), tiny.llava_inputs(ROWS)
+    model.add_adapter(LoraConfig(target_modules=["o_proj", "down_proj"]))
+    model.eval()
+    with routed(model, TWO, backend="triton") as routing, torch.no_grad():
+        graphs = graphs_of(routing, model)
+        for _ in range(3):
+            model(**inputs, use_cache=False)
+    assert graphs.captured == 0
+    assert graphs.eager == {"o_proj is a Linear": 3}
 
 
 def test_a_capture_that_fails_is_told_and_not_tried_again(caplog):

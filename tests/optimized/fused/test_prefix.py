@@ -47,7 +47,7 @@ def test_requests_hold_the_prefixs_pages_and_go_on_in_their_own():
     with routed(model, TWO, backend="triton") as result, torch.no_grad():
         pools = result._router.fused._pools
         with result.prefix(beginning) as prefix:
-            rows = prefix._recorded.opening.layers[0].held
+            rows, pool = prefix._recorded.opening.layers[0].held, pools[0]
             shared, before = prefix.num_rows // PAGE, rows.rectangle(rows.pool.keys[0])
             cache = model(**inputs, use_cache=True).past_key_values
             held = cache.layers[0].held
@@ -57,18 +57,18 @@ def test_requests_hold_the_prefixs_pages_and_go_on_in_their_own():
                 len(table[shared:])
                 for table in [t[: -(-n // PAGE)] for t, n in zip(held.tables, held.lengths, strict=True)]
             )
-            assert pools[0].held == len(rows.pages()) + own
+            assert pool.held == len(rows.pages()) + own
             model(input_ids=torch.tensor([[3], [4], [5]]), past_key_values=cache)
             assert torch.equal(rows.rectangle(rows.pool.keys[0]), before)
             del cache, held
-            assert pools[0].held == len(rows.pages())
+            assert pool.held == len(rows.pages())
             sizes = [pool.size for pool in pools.values()]
             for seed in range(40):
                 model(**joined(beginning, [question("llava", 1 + seed % 5, seed)]), use_cache=seed % 2 == 0)
             assert [pool.size for pool in pools.values()] == sizes
-            assert pools[0].held == len(rows.pages())
+            assert pool.held == len(rows.pages())
         del prefix, rows
-    assert pools[0].held == 0
+    assert pool.held == 0
 
 
 def test_prompts_after_a_prefix_run_on_graphs():
