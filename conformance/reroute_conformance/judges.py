@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from reroute_reference import run as run_reference
-from reroute_spec import Schedule
+from reroute_spec import RerouteError, Schedule
 
 from .answers import Answer, read_answers, read_greedy, read_selection, read_tokens, refused
 from .cases import DecoderCase, GivenCase, ModelCase, Row, SelectCase
@@ -16,7 +16,7 @@ from .judge import judge, read_case
 from .protocol import Target
 from .selection import judge_selection
 from .tolerance import Measured, close, describe, first_bits, given, same
-from .verdict import Verdict
+from .verdict import Verdict, Violation
 
 
 def judge_select(case: SelectCase, target: Target) -> Verdict:
@@ -158,12 +158,17 @@ def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:
     choices = [[list(record.selected) for record in answer.trace.decisions] for answer in (rerouted, deleted)]
     kept = {request.visual_rows[ordinal] for selected in choices[0] for ordinal in selected}
     active = [row for row in range(request.num_rows) if row in kept or row not in request.visual_rows]
-    computed = (
-        run_reference(
-            case.reference_model(dtype), case.inputs(), case.routing(), decisions=[choices[0]]
-        ).logits[0][active]
-        for dtype in (torch.float32, torch.float64)
-    )
+    try:
+        computed = [
+            run_reference(
+                case.reference_model(dtype), case.inputs(), case.routing(), decisions=[choices[0]]
+            ).logits[0][active]
+            for dtype in (torch.float32, torch.float64)
+        ]
+    except RerouteError as refusal:  # nothing can run what is no choice
+        what = f"`reroute` selects what is no selection: {refusal}"
+        verdict.violations.append(Violation("RR-EQV-003", "one decision", what))
+        return verdict
     logits = Measured(deleted.logits, *computed)
     verdict.require(
         "RR-EQV-003",
