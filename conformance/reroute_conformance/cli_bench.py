@@ -75,15 +75,18 @@ def bench(
         from .bench.plots import check_matplotlib
 
         check_matplotlib()
+    for option, path in (("--json", json_path), ("--html", html)):  # before minutes are spent
+        if path is not None and path.is_dir():
+            raise RerouteError(option, f"{path} is a folder", "give a file")
     old = None if compare is None else _read("--compare", compare)
     if saved is not None:
         record = _read("--from", saved)
     else:
         record = _measured(target, external or [], suite, rounds, threads, device)
-    if json_path is not None:
-        _write("--json", json_path, json.dumps(record, indent=1) + "\n")
     if saved is None:
         _print(record)
+    if json_path is not None:
+        _write("--json", json_path, json.dumps(record, indent=1) + "\n")
     changed = None if old is None else _changes(old, record)
     if html is not None:
         from .bench.page import page
@@ -136,7 +139,9 @@ def _measured(
 def _exit_code(record: dict[str, Any], *, named: bool) -> int:
     if any(entry["smoke"] == "fails" for entry in record["targets"]):
         return _FAILED
-    return _UNTIMED if named and not all(entry["timed"] for entry in record["targets"]) else 0
+    measured = {name for case in record["cases"] for name in case["measured"]}
+    everybody = all(entry["timed"] and entry["name"] in measured for entry in record["targets"])
+    return _UNTIMED if named and not everybody else 0
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -157,7 +162,7 @@ def _print(record: dict[str, Any]) -> None:
                 typer.echo(f"{case['case']}: {who} is not measured: {reason}")
             if case.get("spread", 0.0) > MOST_SPREAD:
                 typer.echo(
-                    f"{case['case']}: {case['base']} spreads by {case['spread']:.0%} after {case['tries']} tries: "
+                    f"{case['case']}: times spread by up to {case['spread']:.0%} after {case['tries']} tries: "
                     "the machine was not idle"
                 )
     for entry in record["fits"]:
@@ -195,7 +200,8 @@ def _read(option: str, path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RerouteError(option, f"{path} cannot be read ({error})", "give what --json wrote") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    parts = {"cases", "machine", "rates", "targets", "date"}
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not parts <= record.keys():
         raise RerouteError(option, f"{path} is no run", "give what --json wrote")
     return record
 

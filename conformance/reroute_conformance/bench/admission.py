@@ -16,9 +16,12 @@ from ..parallel import prepare
 from ..protocol import Target
 from ..smoke import smoked
 from ..targets import ReferenceTarget, load_target
+from .works import MAP, PLAIN, UNROUTED
 
 PASSES, FAILS, NOT_ASKED = "passes", "fails", "not asked"
 _FACTORY = "target"
+TAKEN = (UNROUTED, PLAIN, MAP)
+"""Names of what is measured beside the targets."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ def admit(names: Sequence[str], files: Sequence[Path] = ()) -> list[Admitted]:
 
 
 def _told_apart(entries: Sequence[Admitted]) -> list[Admitted]:
-    """The same targets; one that calls itself like another before it is numbered."""
+    """The same targets; one that calls itself like another before it, or like what stands beside all of them, is numbered."""
     found: dict[str, Admitted] = {}
     for entry in entries:
         name, number = entry.name, 2
-        while name in found:
+        while name in found or name in TAKEN:
             name, number = f"{entry.name} ({number})", number + 1
         found[name] = replace(entry, name=name)
     return list(found.values())

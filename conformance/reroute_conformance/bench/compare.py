@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .timing import MOST_SPREAD
+
 _LEAST = 0.03
 """A smaller change is not told: machines differ by as much from boot to boot."""
 
@@ -39,13 +41,15 @@ def same_machine(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Figures of both runs whose quartiles are apart, and whose medians differ by more than 3%.
 
-    Ratios are compared on any machine, seconds only on the same one.
+    Ratios are compared on any machine, seconds only on the same one; no case in which either machine was not idle.
     """
     before = {(case["suite"], case["case"]): case for case in old["cases"]}
     seconds = same_machine(old, new)
     found = []
     for case in new["cases"]:
         earlier = before.get((case["suite"], case["case"]))
+        if earlier is not None and max(own.get("spread", 0.0) for own in (case, earlier)) > MOST_SPREAD:
+            continue
         for name, own in case["measured"].items():
             past = None if earlier is None else earlier["measured"].get(name)
             if past is None or "median_s" not in own:

@@ -85,7 +85,11 @@ def measure(
         rounds: samples of each.
         settle: waits until a call's work is done, where calls return before.
         limit: seconds after which no round begins, once there are three.
+
+    Raises:
+        CallError: one of them raised.
     """
+    calls = {name: _named(call, name) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         counts = {name: _calls(call, settle) for name, call in calls.items()}
@@ -96,6 +100,24 @@ def measure(
             for name, call in calls.items():
                 seconds[name].append(_sample(call, counts[name], settle))
     return {name: Times(tuple(own), counts[name]) for name, own in seconds.items()}
+
+
+class CallError(Exception):
+    """A call that is measured raised: whose it is, and what."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"it raised {type(error).__name__}: {error}")
+        self.name = name
+
+
+def _named(call: Call, name: str) -> Call:
+    def named() -> object:
+        try:
+            return call()
+        except Exception as error:
+            raise CallError(name, error) from error
+
+    return named
 
 
 def _sample(call: Call, count: int, settle: Call) -> float:

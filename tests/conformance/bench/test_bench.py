@@ -75,6 +75,33 @@ def test_an_implementation_that_lives_elsewhere_is_measured_from_its_adapter(
 
 
 @pytest.mark.parametrize(
+    ("name", "prepare", "words"),
+    [
+        ("does nothing", "return lambda: None", "does not do the work"),
+        ("unrouted", "raise ValueError('no such card')", "it raised ValueError: no such card"),
+        ("tires", "times = iter('abc'); return lambda: next(times)", "it raised StopIteration"),
+    ],
+)
+def test_what_does_not_do_the_work_gets_no_speed_and_spoils_nobody_elses(
+    vlm_reroute, tmp_path, monkeypatch, quick, name, prepare, words
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text(
+        BESIDE.replace("elsewhere", name) + f"    def prepare(self, work, given):\n        {prepare}\n"
+    )
+    adapter, path = tmp_path / "adapter.py", tmp_path / "run.json"
+    adapter.write_text(ADAPTER)
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    code, out, _ = bench(vlm_reroute, "--external", str(adapter), "--json", str(path))
+    assert code == 2
+    assert words in out
+    for case in json.loads(path.read_text())["cases"]:
+        assert case["measured"].keys() == {"reference"}
+        (who,) = case["unmeasured"]
+        assert who == ("unrouted (2)" if name == "unrouted" else name)  # what stands beside all has that name
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [(None, "is no Python file"), ("1 / 0", "ZeroDivisionError"), ("", "no callable 'target'")],
 )
@@ -164,6 +191,7 @@ def test_a_comparison_tells_what_moved_beyond_noise_and_nothing_else(record):
     ):  # whatever this machine was busy with
         prefill = next(case for case in made["cases"] if case["suite"] == "prefill")
         prefill["measured"]["optimized-torch"]["faster"] = faster
+        prefill["spread"] = 0.01
     own = prefill["measured"]["optimized-torch"]
     (change,) = changes(old, new)
     assert (change.suite, change.name, change.what, change.better) == (
@@ -173,7 +201,9 @@ def test_a_comparison_tells_what_moved_beyond_noise_and_nothing_else(record):
         True,
     )
     assert [moved.better for moved in changes(new, old)] == [False]
-    own["faster"][1] = 0.0  # quartiles that meet explain any median
+    prefill["spread"] = 0.5  # nobody knows what a busy machine says
+    assert changes(old, new) == []
+    prefill["spread"], own["faster"][1] = 0.01, 0.0  # quartiles that meet explain any median
     assert changes(old, new) == []
 
 
