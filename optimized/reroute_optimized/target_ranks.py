@@ -105,3 +105,4 @@ def _one_of(rank: int, count: int, meeting: str, message: bytes) -> bytes:
         return pickle.dumps(work(*given))
     finally:
         dist.destroy_process_group()
+        _distributed.cache_clear()  # groups of a mesh live as long as it does, and their threads never sleep
