@@ -6,9 +6,8 @@ STAMP := $(VENV)/.installed
 
 .PHONY: bench demo mutants port test test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
-# in one process: a process of --jobs that had processes of its own (profile shards) does not end
 demo: $(STAMP)
-	$(BIN)/vlm-reroute conform --target optimized-torch
+	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
 	$(BIN)/vlm-reroute plan --preset reroute-fastv-192 --model llava-1.5-7b
 	@cat reroute-report/verdict.txt
 

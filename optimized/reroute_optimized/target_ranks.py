@@ -9,6 +9,7 @@ from copy import deepcopy
 from datetime import timedelta
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,21 +81,38 @@ def in_processes(work: Callable[..., Any], count: int, *given: Any) -> list[Any]
     message = pickle.dumps((work, given))
     with TemporaryDirectory(prefix="vlm-reroute-") as folder:
         meeting = (Path(folder) / "meeting").as_uri()
-        # none takes two: each waits for the others
-        asked = [_pool(count).submit(_one_of, rank, count, meeting, message) for rank in range(count)]
-        raised = [error for error in (done.exception() for done in asked) if error is not None]
-        if raised:
-            _pool.cache_clear()
-            raise min(raised, key=lambda error: "gloo" in str(error).lower())
-        return [pickle.loads(done.result()) for done in asked]
+        pool = _pool(count)
+        try:
+            # none takes two: each waits for the others
+            asked = [pool.submit(_one_of, rank, count, meeting, message) for rank in range(count)]
+            raised = [error for error in (done.exception() for done in asked) if error is not None]
+            if raised:
+                raise min(raised, key=lambda error: "gloo" in str(error).lower())
+            return [pickle.loads(done.result()) for done in asked]
+        except BaseException:  # of submit too, where the first was gone before the last was asked
+            _POOLS.pop(count, pool).shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-@cache
+_POOLS: dict[int, ProcessPoolExecutor] = {}
+
+
 def _pool(count: int) -> ProcessPoolExecutor:
     """Processes that wait for the next call: they start slowly. What is forked has torch and transformers already."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(count, mp_context=context)
+    if not _POOLS:
+        # where multiprocessing itself started this process, it closes queues (priority 10) and then joins children before it
+        # tells executors that it ends: they would wait for a word that can no longer be sent
+        Finalize(None, _end, exitpriority=100)
+    if count not in _POOLS:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        _POOLS[count] = ProcessPoolExecutor(count, mp_context=context)
+    return _POOLS[count]
+
+
+def _end() -> None:
+    while _POOLS:
+        _POOLS.popitem()[1].shutdown()
 
 
 def _one_of(rank: int, count: int, meeting: str, message: bytes) -> bytes:

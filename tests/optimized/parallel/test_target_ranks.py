@@ -1,8 +1,10 @@
 """The suite's target over several processes: heads are divided where they can be, and what is shown is of all of them."""
 
+import math
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,13 @@ def test_the_suite_in_two_processes_finds_nothing_wrong():
                 assert result.failure is None, result.failure
     finally:
         target.close()
+
+
+def test_a_process_that_multiprocessing_started_ends_although_it_had_processes_of_its_own():
+    """As those of `conform --jobs` do."""
+    process = get_context("spawn").Process(target=in_processes, args=(math.sqrt, 2, 4.0))
+    process.start()
+    process.join(100)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
