@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     "--headless",
@@ -146,3 +148,16 @@ class Browser:
                 self.console.append(params)
             case "Network.requestWillBeSent":
                 self.requested.append(params["request"]["url"])
+
+
+needs_browser = pytest.mark.skipif(
+    installed() is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
+)
+
+# what a person could not read: text that leaves the window, other than in a box that scrolls
+CUT = """
+[...document.querySelectorAll("body *")].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.right > document.documentElement.clientWidth + 1 && !element.closest(".scroll");
+}).map(element => element.outerHTML.slice(0, 200))
+"""

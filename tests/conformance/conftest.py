@@ -7,6 +7,8 @@ import pytest
 from reroute_conformance.checks import checks
 from reroute_conformance.cli import main
 
+from .browser import Browser
+
 
 @pytest.fixture
 def vlm_reroute(monkeypatch, capsys, tmp_path):
@@ -27,3 +29,10 @@ def few_cases(monkeypatch):
     """Every check on a few of its cases: what is asked is what becomes of them."""
     fewer = tuple(replace(check, examples=min(check.examples, 4)) for check in checks())
     monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()

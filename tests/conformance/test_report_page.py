@@ -8,27 +8,10 @@ from reroute_conformance.report import Circumstances, to_records, write_report
 from reroute_conformance.runner import Report, run_check, save_failures
 from reroute_conformance.targets import reference
 
-from .browser import Browser, installed
+from .browser import CUT, needs_browser
 
 CHECKS = {check.name: check for check in checks()}
-pytestmark = pytest.mark.skipif(
-    installed() is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
-)
-
-# what a person could not read: text that leaves the window, other than in a box that scrolls
-CUT = """
-[...document.querySelectorAll("body *")].filter(element => {
-  const box = element.getBoundingClientRect();
-  return box.right > document.documentElement.clientWidth + 1 && !element.closest(".scroll");
-}).map(element => element.outerHTML.slice(0, 200))
-"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("browser"))
-    yield opened
-    opened.close()
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")

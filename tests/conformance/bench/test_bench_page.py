@@ -4,27 +4,12 @@ import pytest
 from reroute_conformance.bench.compare import Change
 from reroute_conformance.bench.page import page
 
-from ..browser import Browser, installed
+from ..browser import CUT, needs_browser
 
-pytestmark = pytest.mark.skipif(
-    installed() is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
-)
-CUT = """
-[...document.querySelectorAll("body *")].filter(element => {
-  const box = element.getBoundingClientRect();
-  return box.right > document.documentElement.clientWidth + 1 && !element.closest(".scroll");
-}).map(element => element.outerHTML.slice(0, 200))
-"""
+pytestmark = needs_browser
 NAMES = """
 [...document.querySelectorAll("[id]")].map(element => element.id)
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("browser"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

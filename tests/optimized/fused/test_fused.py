@@ -20,6 +20,12 @@ from ..beside import assert_same_session
 pytestmark = pytest.mark.usefixtures("_library_kernels")
 
 TWO = Schedule("reroute", (Decision(2, "0.5"), Decision(4, "0.25")))
+WAYS = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
+    "no cache": {"do_sample": False, "use_cache": False},
+    "hidden states": {"do_sample": False, "output_hidden_states": True},
+}
 ROWS = [tiny.row(4, 1, 5, 1), tiny.row(2, 2, 3, 2), tiny.row(6, 0, 0, 3)]
 
 
@@ -37,16 +43,7 @@ def test_a_session_with_new_images_is_the_references(family, seed):
     assert_same_session(lambda: test_families.model_of(family), schedule, operations, target=triton_target)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"do_sample": False},
-        {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
-        {"do_sample": False, "use_cache": False},
-        {"do_sample": False, "output_hidden_states": True},
-    ],
-    ids=["greedy", "beams", "no cache", "hidden states"],
-)
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 def test_generates_what_the_other_backend_does(how):
     model, inputs, given = tiny.llava(), tiny.llava_inputs(ROWS), []
     model.generation_config.eos_token_id = None

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from .. import test_families
 from ..beside import assert_same_session
 from ..parallel import test_prefix as asked
+from .test_fused import WAYS
 from .test_graphs import Again
 
 pytestmark = pytest.mark.usefixtures("_library_kernels")
@@ -66,16 +67,7 @@ def test_scores_may_be_of_the_block_before_where_it_attends(action, query):
     assert_same_session(attending_in_blocks_4_and_6, schedule, operations, target=triton_target)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"do_sample": False},
-        {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
-        {"do_sample": False, "use_cache": False},
-        {"do_sample": False, "output_hidden_states": True},
-    ],
-    ids=["greedy", "beams", "no cache", "hidden states"],
-)
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("name", ["reroute", "delete"])
 def test_generates_what_the_other_backend_does(name, how):
     model, inputs, given = test_families.model_of(FAMILY), qwen_inputs(FAMILY, test_families.LAYOUTS), []
