@@ -47,7 +47,7 @@ fused-full: $(STAMP)
 # kernels does not depend on versions
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest -n 2 tests/optimized --ignore tests/optimized/kernels/test_mutants.py
+	$(OLDEST)/bin/pytest -n 2 -m "not slow" tests/optimized --ignore tests/optimized/kernels/test_mutants.py
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
 	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,cache,hf --jobs 2 --report $(OLDEST)/report
 
