@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from reroute_spec import RerouteError, cost
 from reroute_spec.errors import unknown
+from reroute_spec.schemas import schema
 
 from .admission import Admitted
 from .floors import Floor
 from .machine import Place, Rates, facts
-from .memory import fits, kv_bytes, peak_bytes_on
+from .memory import cache_bytes, fits, kv_bytes, peak_bytes_on
 from .models import decoder
 from .subjects import BESIDE, Subject, UnmeasuredError, subject_of
 from .suites import PRESETS, SUITES, Case
 from .timing import Call, CallError, Times, measure, times_faster, until_calm
 from .works import PLAIN, UNROUTED, Work
 
-FORMAT = "urn:vlm-reroute:bench:1"
+FORMAT: str = schema("bench")["$id"]
 DEFAULT = tuple(name for name in SUITES if name != "scaling")
 _BASES = (UNROUTED, "reference")
 _SLOW = ("reference",)
@@ -167,6 +168,8 @@ def _figures(own: Times, times: dict[str, Times], base: str, routed: bool, floor
         "floor": asdict(floor),
         "reached": floor.seconds / own.median,
     }
+    if "reference" in times:
+        figures["of_reference"] = list(times_faster(times["reference"], own))
     if routed and PLAIN in times:
         figures["of_floor"] = list(times_faster(times[PLAIN], own))
     return figures
@@ -187,7 +190,10 @@ def _weighed(case: Case, admitted: Sequence[Admitted], place: Place) -> dict[str
     for subject in _subjects(admitted):
         try:
             with torch.no_grad():
-                weighed = {"peak_bytes": peak_bytes_on(place.device, subject.prepare(work))}
+                call = subject.prepare(work)
+                weighed = {"peak_bytes": peak_bytes_on(place.device, call)}
+                if subject.name == UNROUTED:
+                    weighed["kv_bytes"] = cache_bytes(call())
             if subject.name in targets:
                 weighed["kv_bytes"] = kv_bytes(targets[subject.name], work)
         except UnmeasuredError as reason:

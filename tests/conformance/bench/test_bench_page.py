@@ -1,7 +1,7 @@
 """The page in a real browser: it fits a phone, needs no other file, and logs nothing."""
 
 import pytest
-from reroute_conformance.bench.compare import Change
+from reroute_conformance.bench.compare import Change, Comparison, Unpaired
 from reroute_conformance.bench.page import page
 
 from ..browser import CUT, needs_browser
@@ -15,8 +15,15 @@ NAMES = """
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, record):
     written = tmp_path_factory.mktemp("page") / "bench.html"
-    moved = [Change("prefill", "small prefill", "optimized-torch", "of the floor's speed", 0.9, 0.95, True)]
-    written.write_text(page(record, moved), "utf-8")
+    moved = ("prefill", "small prefill", "optimized-torch", "of the floor's speed")
+    comparison = Comparison(
+        since="2025-12-31T00:00:00+00:00",
+        changes=[Change(*moved, (0.9, 0.89, 0.91), (0.95, 0.94, 0.96), better=True)],
+        unpaired=[Unpaired("prefill", "another", "", new=True)],
+        disturbed=[("decode", "small decode")],
+        same_machine=False,
+    )
+    written.write_text(page(record, comparison), "utf-8")
     return written
 
 
