@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from reroute_conformance.bench.machine import Place, facts
 from reroute_conformance.bench.models import BEFORE, NARROW, TEXT, VISUAL, decoder, rows
+from reroute_conformance.bench.tables import counted
 from reroute_conformance.bench.timing import Times, measure, times_faster, until_calm
 from reroute_optimized import routed
 from reroute_spec import Schedule, cost, plan, prefix_cost
@@ -90,7 +91,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = []
     if not options.json:
-        print(f"{facts(PLACE)}\n{options.questions} questions on one image, {options.rounds} rounds")
+        print(
+            f"{facts(PLACE)}\n{counted(options.questions, 'question')} on one image, {counted(options.rounds, 'round')}"
+        )
     for name in options.preset or PRESETS:
         schedule = Schedule.load(name, NARROW.num_layers)
         ways = candidates(decoder(NARROW, PLACE), schedule, options.questions)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,9 @@ def bench(
         int | None, typer.Option(min=1, help="Of torch. Left out: as many as it takes by itself.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu in float32, or cuda in bfloat16.")] = "cpu",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the run here, as JSON.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the run here, as JSON, after every case.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the run here, as one page with plots.")] = None,
     saved: Annotated[
         Path | None, typer.Option("--from", help="Measure nothing: take the run that --json wrote.")
@@ -92,11 +95,16 @@ def bench(
         from .bench.readme import check_marks
 
         check_marks(readme, _device(device) if record is None else record["machine"]["device"])
+
+    def keep(record: dict[str, Any]) -> None:
+        if json_path is not None:
+            _write("--json", json_path, json.dumps(record, indent=1) + "\n")
+
     if record is None:
-        record = _measured(target, external or [], suite, rounds, threads, device)
+        record = _measured(target, external or [], suite, rounds, threads, device, keep)
+    else:
+        keep(record)
     show(record)
-    if json_path is not None:
-        _write("--json", json_path, json.dumps(record, indent=1) + "\n")
     comparison = None
     if old is not None:
         from .bench.compare import compare as compared
@@ -150,7 +158,9 @@ def _measured(
     rounds: int,
     threads: int | None,
     device: str,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
+    """A run; what there is of it is kept after every case, so that one that is cut short has left what it had."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -171,10 +181,12 @@ def _measured(
         def on_case(case: Any) -> None:
             progress.update(task, description=f"{case.suite}: {case.name}", advance=1)
 
-        record = run_cases(cases, admitted, place, Rates.measured(place), rounds, on_case)
-    record["command"] = shlex.join(["vlm-reroute", *sys.argv[1:]])
-    record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return record
+        def so_far(record: dict[str, Any]) -> None:
+            record["command"] = shlex.join(["vlm-reroute", *sys.argv[1:]])
+            record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+            keep(record)
+
+        return run_cases(cases, admitted, place, Rates.measured(place), rounds, on_case, so_far)
 
 
 def _exit_code(record: dict[str, Any], *, named: bool) -> int:

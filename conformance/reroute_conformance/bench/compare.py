@@ -152,7 +152,7 @@ def _pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[dict[str,
 
 
 def _disturbed(*cases: dict[str, Any]) -> bool:
-    return max(case.get("spread", 0.0) for case in cases) > MOST_SPREAD
+    return any(case.get("spread", 0.0) > MOST_SPREAD for case in cases)
 
 
 def _bytes(past: dict[str, Any], own: dict[str, Any]) -> _Figures:

@@ -13,7 +13,7 @@ from reroute_spec import RerouteError
 from .works import MAP, PLAIN, UNROUTED
 
 _INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
-_WIDTH, _WORDS, _SMALL = 4.7, 12, 11
+_WIDTH, _WORDS, _SMALL = 4.3, 12, 11
 """Inches and points. A phone shows a plot about as many of its pixels wide as this has points, so words have a page's sizes there."""
 _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
 """Colours that stand for the page's variables ``--series-0`` …; who is measured keeps the same one in all plots."""
@@ -70,6 +70,7 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
                 xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=_WORDS,
+                bbox={"facecolor": "#030303", "edgecolor": "none", "pad": 1},  # no line through a name
             )
         axes.set_yticks([])
         axes.set_ylim(len(cases) * lines - 0.8, -0.6)

@@ -51,6 +51,7 @@ def run_cases(
     rates: Rates,
     rounds: int,
     on_case: Callable[[Case], None] = lambda case: None,
+    so_far: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Measure; the result has everything but the command and the date.
 
@@ -61,18 +62,10 @@ def run_cases(
         rates: the most that it does.
         rounds: of every timed case.
         on_case: called before each.
+        so_far: called after each, with what there is until then.
     """
-    records = []
-    sharing = Counter(case.suite for case in cases)
-    for case in cases:
-        on_case(case)
-        if case.suite == "memory":
-            records.append(_weighed(case, admitted, place))
-        else:
-            seconds = (_SCALING if case.suite == "scaling" else _ALLOWANCE) / sharing[case.suite]
-            records.append(_timed(case, admitted, place, rates, rounds, seconds))
-    decoder.cache_clear()
-    return {
+    records: list[dict[str, Any]] = []
+    record = {
         "format": FORMAT,
         "machine": facts(place),
         "rates": asdict(rates),
@@ -88,6 +81,17 @@ def run_cases(
         "cases": records,
         "fits": fits(PRESETS) if any(case.suite == "memory" for case in cases) else [],
     }
+    sharing = Counter(case.suite for case in cases)
+    for case in cases:
+        on_case(case)
+        if case.suite == "memory":
+            records.append(_weighed(case, admitted, place))
+        else:
+            seconds = (_SCALING if case.suite == "scaling" else _ALLOWANCE) / sharing[case.suite]
+            records.append(_timed(case, admitted, place, rates, rounds, seconds))
+        so_far(record)
+    decoder.cache_clear()
+    return record
 
 
 def _timed(

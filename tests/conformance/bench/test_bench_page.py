@@ -11,6 +11,14 @@ NAMES = """
 [...document.querySelectorAll("[id]")].map(element => element.id)
 """
 
+# of words in drawings, in pixels of the page; some are turned
+SIZES = """
+[...document.querySelectorAll("svg text")].map(text => {
+  const turned = text.getScreenCTM();
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(turned.a, turned.b);
+})
+"""
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, record):
@@ -40,6 +48,8 @@ def test_the_page_opens_and_fits(browser, path, width, scheme):
     assert (sum(map(int, background[4:-1].split(","))) < 128 * 3) == (scheme == "dark")
     words = browser.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
     assert (sum(map(int, words[4:-1].split(","))) > 128 * 3) == (scheme == "dark")
+    sizes = browser.evaluate(SIZES)
+    assert 12 <= min(sizes) <= max(sizes) <= 17
     assert browser.console == []
     assert browser.requested == [path.as_uri()]
 

@@ -1,7 +1,7 @@
 """The Triton kernels on a GPU, in one call: are they right there, do they read the host, and what do they cost beside the libraries.
 
-    python benchmarks/gpu/kernels.py --out benchmarks/results/NAME       on a CUDA or ROCm machine
-    TRITON_INTERPRET=1 python benchmarks/gpu/kernels.py --rehearse       without one: small shapes, no times
+    python benchmarks/gpu/kernel_times.py --out benchmarks/results/NAME       on a CUDA or ROCm machine
+    TRITON_INTERPRET=1 python benchmarks/gpu/kernel_times.py --rehearse       without one: small shapes, no times
 
 Every row of the table is a kernel and the library's form of the same work, on the same inputs, in turns, each as a captured graph
 behind a flushed L2 cache. The floor is what moving the bytes takes at the bandwidth that this run measures, or a launch of nothing.
@@ -197,7 +197,7 @@ def main() -> int:
     print(
         f"{'kernel':<16}{'shape':<44}{'us':>8}{'floor':>8}{'of it':>7}  by{'':<8}library, times ours (quartiles)"
     )
-    rows = []
+    result["rows"] = rows = []
     for case in cases(Maker("cuda", torch.bfloat16), small=False):
         agree(case, torch.bfloat16)
         torch._dynamo.reset()  # so that every shape is compiled for itself
@@ -223,10 +223,9 @@ def main() -> int:
             ),
             flush=True,
         )
-    result["rows"] = rows
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
+        if options.out:  # what is cut short has left what it had
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
     return int(
         any(isinstance(code := result.get(what, 0), int) and code != 0 for what in ("tests", "memcheck"))
     )
