@@ -55,6 +55,7 @@ part engine 115 "$python" benchmarks/gpu/engine.py --out "$out"
 part bench 100 "${bench[@]}" --device cuda --target optimized-torch --target optimized-triton \
   --suite prefill --suite decode --suite block --suite score --suite select --json "$out/bench.json"
 # what was measured until its time was up is there, whatever becomes of its page
+[ ! -e "$out/bench.json.partial" ] || mv "$out/bench.json.partial" "$out/bench.json"
 if [ -e "$out/bench.json" ]; then
   part page 20 "${bench[@]}" --from "$out/bench.json" --html "$out/bench.html" --readme README.md
 fi

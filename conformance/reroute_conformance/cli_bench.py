@@ -47,7 +47,8 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu in float32, or cuda in bfloat16.")] = "cpu",
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the run here, as JSON, after every case.")
+        Path | None,
+        typer.Option("--json", help="Write the run here, as JSON; until it ends, beside it as NAME.partial."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the run here, as one page with plots.")] = None,
     saved: Annotated[
@@ -96,14 +97,18 @@ def bench(
 
         check_marks(readme, _device(device) if record is None else record["machine"]["device"])
 
+    # a run that is cut short leaves what it had, and the run before it whole
+    partial = None if json_path is None else json_path.with_name(json_path.name + ".partial")
+
     def keep(record: dict[str, Any]) -> None:
-        if json_path is not None:
-            _write("--json", json_path, json.dumps(record, indent=1) + "\n")
+        if partial is not None:
+            _write("--json", partial, json.dumps(record, indent=1) + "\n")
 
     if record is None:
         record = _measured(target, external or [], suite, rounds, threads, device, keep)
-    else:
+    if json_path is not None and partial is not None:
         keep(record)
+        partial.replace(json_path)
     show(record)
     comparison = None
     if old is not None:

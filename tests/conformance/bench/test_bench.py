@@ -99,16 +99,21 @@ def test_what_does_not_do_the_work_gets_no_speed_and_spoils_nobody_elses(
         assert who == ("unrouted (2)" if name == "unrouted" else name)  # what stands beside all has that name
 
 
-def test_a_run_that_is_cut_short_has_left_what_it_had(vlm_reroute, tmp_path, monkeypatch, quick):
+def test_a_run_that_is_cut_short_has_left_what_it_had_and_the_run_before_it(
+    vlm_reroute, tmp_path, monkeypatch, quick
+):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "beside", raising=False)
     stops = "    def prepare(self, work, given):\n        if given['k'] == 64: raise KeyboardInterrupt\n"
     (tmp_path / "beside.py").write_text(f"{BESIDE}{stops}        return lambda: self.select(**given)\n")
     adapter, path = tmp_path / "adapter.py", tmp_path / "run.json"
     adapter.write_text(ADAPTER)
+    path.write_text("the run before")
     code, *_ = bench(vlm_reroute, "--external", str(adapter), "--json", str(path))
     assert code == 130
-    assert [case["case"] for case in read("--from", path)["cases"]] == ["192 of 576 rows"]
+    assert path.read_text() == "the run before"
+    left = read("--from", tmp_path / "run.json.partial")
+    assert [case["case"] for case in left["cases"]] == ["192 of 576 rows"]
 
 
 @pytest.mark.parametrize(
