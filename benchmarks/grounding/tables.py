@@ -1,0 +1,52 @@
+"""The results as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+
+def table(data: dict[str, Any]) -> Group:
+    """Accuracies and costs of every route, then the paired differences."""
+    setting, trainings = data["setting"], len(data["made"]["weights_sha256"])
+    title = f"{setting['items']} test items, {trainings} training(s), {setting['visual_rows']} visual rows"
+    routes = Table(title=title)
+    for heading in ("route", "rows", "FLOPs", "KV", "accuracy at IoU 0.5", "mean IoU", "gist"):
+        routes.add_column(heading, justify="left" if heading == "route" else "right", no_wrap=True)
+    one = data["unrouted"]
+    routes.add_row("unrouted", f"{setting['visual_rows']:.1f}", "100%", "100%", *_cells(one))
+    before = None
+    for route in data["routes"]:
+        if before not in (None, route["budget"]):
+            routes.add_section()
+        before = route["budget"]
+        costs = (f"{route['average_rows']:.1f}", f"{route['flops_ratio']:.0%}", f"{route['kv_ratio']:.0%}")
+        routes.add_row(f"{route['method']} {route['budget']:.0%}", *costs, *_cells(route))
+    pairs = Table(title="points by which the first is more accurate than the second, 95% interval")
+    for heading in ("pair", "budget", "accuracy", "gist", "saved", "lost"):
+        pairs.add_column(heading, justify="left" if heading == "pair" else "right", no_wrap=True)
+    for pair in data["pairs"]:
+        pairs.add_row(
+            f"{pair['reroute']} / {pair['remove']}",
+            f"{pair['budget']:.0%}",
+            _points(pair["accuracy"]),
+            _points(pair["gist"]),
+            f"{pair['saved']:.1%}",
+            f"{pair['lost']:.1%}",
+        )
+    return Group(routes, pairs)
+
+
+def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
+    accuracy = found["accuracy"]
+    return (
+        f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]",
+        f"{found['mean_iou']['mean']:.3f}",
+        f"{found['gist']['mean']:.3f}",
+    )
+
+
+def _points(found: dict[str, Any]) -> str:
+    return f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
