@@ -65,7 +65,8 @@ def _kept(work: Path | None, digest: str, model: Any, asked: Sequence[Item], rou
     schedule = None if route is None else route.schedule
     if work is None:
         return ask(model, asked, schedule)
-    said = json.dumps([digest, len(asked), None if schedule is None else schedule.to_dict()])
+    # whatever changes an answer: the weights, the items themselves, the schedule
+    said = json.dumps([digest, repr(asked), None if schedule is None else schedule.to_dict()])
     path = work / f"{hashlib.sha256(said.encode()).hexdigest()[:20]}.npz"
     names = list(Answers.__dataclass_fields__)
     if path.exists():
@@ -87,7 +88,9 @@ def engines(
     minutes: float,
     console: Console,
 ) -> dict[str, Any]:
-    """The reference beside the fast path, on as many of the first items as the time allows; the same for every model and route."""
+    """The boxes that the reference says beside the fast path's, of as many of the first items as the time allows: as many for every
+    model and route.
+    """
     end, done = time.monotonic() + 60 * minutes, 0
     different: list[dict[str, Any]] = []
     while done < len(asked) and time.monotonic() < end:

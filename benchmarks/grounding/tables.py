@@ -36,7 +36,26 @@ def table(data: dict[str, Any]) -> Group:
             f"{pair['saved']:.1%}",
             f"{pair['lost']:.1%}",
         )
-    return Group(routes, pairs)
+    return Group(routes, pairs, _reentries(data))
+
+
+def _reentries(data: dict[str, Any]) -> Table:
+    """Where in depth rows come back, and how often those of the asked object do: in all items, and in those that it saves."""
+    found = Table(title="re-entries: rows, items in which rows of the asked object re-enter, of those saved")
+    for heading in ("pair", "budget", "block: rows, of all, of saved"):
+        found.add_column(heading, justify="right" if heading == "budget" else "left")
+    decided = {(route["method"], route["budget"]): route["decisions"] for route in data["routes"]}
+    for pair in data["pairs"]:
+        if (pair["reroute"], pair["remove"]) in (("reroute-fastv", "fastv"), ("reroute-pdrop", "pdrop")):
+            everywhere = decided[pair["reroute"], pair["budget"]]
+            both = list(zip(everywhere, pair["decisions_on_saved_items"], strict=True))[1:]
+            cells = [
+                f"{one['layer']}: {one['reentered']:.1f}, {one['object_reentered']:.0%}, "
+                + ("-" if saved["object_reentered"] is None else f"{saved['object_reentered']:.0%}")
+                for one, saved in both
+            ]
+            found.add_row(f"{pair['reroute']} / {pair['remove']}", f"{pair['budget']:.0%}", "   ".join(cells))
+    return found
 
 
 def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
