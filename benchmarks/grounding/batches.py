@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ BOX_PLACES = [start + 3 + t for start in _STARTS for t in range(BOX_TOKENS)]
 """Rows whose next token is an edge, question by question."""
 ASKING_PLACES = [start + 3 for start in _STARTS]
 THERE_PLACES = [start + 3 for start in _THERE_STARTS]
+_LOOKS = (*COLOURS, *product(COLOURS, SHAPES))
+LOOKS = len(_LOOKS)
 _SIDE_QUESTIONS = 0.4
 _BLUR = 0.6  # of a location label, in bins
 
@@ -38,6 +41,7 @@ class Batch:
         edges: pixels of the asked boxes, [B, BOXES, 4].
         answers: tokens, [B, THERES].
         patches: size, colour and shape at every patch's centre, 0 for none, [B, ROWS, 3].
+        seen: for every colour, and for every colour and shape, whether the picture has it, [B, LOOKS].
     """
 
     pixel_values: Tensor
@@ -45,6 +49,7 @@ class Batch:
     edges: Tensor
     answers: Tensor
     patches: Tensor
+    seen: Tensor
 
 
 def batch(name: str, pictures: int) -> Batch:
@@ -58,6 +63,7 @@ def batch(name: str, pictures: int) -> Batch:
         torch.tensor([[q.target.box for q in questions if q.target is not None] for questions in asked]),
         torch.tensor([[q.answer[0] for q in questions if not q.grounds] for questions in asked]),
         torch.tensor([_patches(one) for one in scenes]),
+        torch.tensor([_seen(one) for one in scenes]),
     )
 
 
@@ -107,6 +113,11 @@ def _patches(one: Scene) -> list[list[int]]:
         for t in one.things
     ]
     return [[0, 0, 0] if place < 0 else kinds[place] for place in one.labels()]
+
+
+def _seen(one: Scene) -> list[float]:
+    looks = {thing.kind[1] for thing in one.things} | {thing.kind[1:] for thing in one.things}
+    return [float(look in looks) for look in _LOOKS]
 
 
 assert len(TOKEN) == FIRST_BIN + BINS  # logits of the last BINS tokens are those of the edges

@@ -1,4 +1,4 @@
-"""What a training step learns: soft edges, yes and no, and two things that only help the beginning."""
+"""What a training step learns: soft edges, yes and no, and three things that only help the beginning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import ASKING_PLACES, BOX_PLACES, BOXES, THERE_PLACES, Batch, mask, positions, soft_edges
+from .batches import ASKING_PLACES, BOX_PLACES, BOXES, LOOKS, THERE_PLACES, Batch, mask, positions, soft_edges
 from .questions import BINS, BOX_TOKENS, VOCABULARY
 from .scenes import COLOURS, SHAPES, SIZES
 
@@ -17,12 +17,15 @@ _AUXILIARY = 0.5
 
 
 class Heads(nn.Module):
-    """Thrown away after training: what is at a patch, from the projector's rows; all four edges, from the last prompt row."""
+    """Thrown away after training: what is at a patch, from the projector's rows; from the last prompt row all four edges, or all
+    that the picture has.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.patch = nn.Linear(width, sum(_PATCH_CLASSES))
         self.edges = nn.Linear(width, BOX_TOKENS * BINS)
+        self.seen = nn.Linear(width, LOOKS)
 
 
 def losses(model: Any, heads: Heads, batch: Batch) -> dict[str, Tensor]:
@@ -41,12 +44,16 @@ def losses(model: Any, heads: Heads, batch: Batch) -> dict[str, Tensor]:
     there = model.lm_head(hidden[:, THERE_PLACES]).reshape(-1, len(VOCABULARY))
     coarse = heads.edges(hidden[:, ASKING_PLACES]).reshape(-1, BOXES, BOX_TOKENS, BINS)
     classes = heads.patch(images.reshape(-1, width)).split(_PATCH_CLASSES, dim=-1)
-    seen = batch.patches.reshape(-1, 3)
+    shown = batch.patches.reshape(-1, 3)
+    looks = heads.seen(hidden[:, THERE_PLACES])
     found = {
         "box": F.cross_entropy(boxes, padded),
         "there": F.cross_entropy(there, batch.answers.reshape(-1)),
         "edges": F.cross_entropy(coarse.reshape(-1, BINS), target.reshape(-1, BINS)),
-        "patch": sum(F.cross_entropy(logits, seen[:, i]) for i, logits in enumerate(classes)) / 3,
+        "seen": F.binary_cross_entropy_with_logits(looks, batch.seen[:, None].expand_as(looks)),
+        "patch": sum(F.cross_entropy(logits, shown[:, i]) for i, logits in enumerate(classes)) / 3,
     }
-    found["loss"] = found["box"] + 0.5 * found["there"] + _AUXILIARY * (found["edges"] + found["patch"])
+    found["loss"] = (
+        found["box"] + 0.5 * found["there"] + _AUXILIARY * (found["edges"] + found["patch"] + found["seen"])
+    )
     return found
