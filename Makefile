@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench demo grounding mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -54,6 +54,10 @@ test-oldest: $(OLDEST)/.installed
 # what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
+
+# removal against rerouting on a small trained model: a first look, in minutes; benchmarks/grounding says how the whole is made
+grounding: $(STAMP)
+	$(BIN)/python -m benchmarks.grounding.evaluate --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
