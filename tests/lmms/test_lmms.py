@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from reroute_optimized.integrations.lmms import TASKS
 from reroute_spec import RerouteError
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make lmms")
@@ -100,11 +101,9 @@ def test_batches_are_routed_request_by_request(evaluate, family):
     ],
 )
 def test_wrong_arguments_are_refused_before_the_model_is_loaded(evaluate, more, named):
+    arguments = {"reroute": "reroute-pdrop-64", "model": "reroute_llava_hf", **more}
     with pytest.raises(RerouteError, match=named):
-        evaluate(
-            "llava_hf",
-            **{"reroute": "reroute-pdrop-64", "model": "reroute_llava_hf", **more, "family": "no-such"},
-        )
+        evaluate("no-such", **arguments)
 
 
 @pytest.mark.parametrize("reroute", ["", "reroute-pdrop-64"])
@@ -125,9 +124,16 @@ def test_every_round_is_routed(evaluate, place):
         for reroute in ("", place / "keep-all.json", "reroute-pdrop-64")
     )
     spoken = [answers(results, "local_rounds") for results in (plain, kept, routed)]
-    print(spoken)
-    assert all(len(rounds[0]) == 2 for rounds in spoken[0])
+    assert plain["results"]["local_rounds"]["words,none"] > 12  # no round has more
     assert spoken[0] == spoken[1] != spoken[2]
+
+
+def test_refcocos_tasks_are_found_and_are_nobody_elses():
+    index = TaskManager(include_path=str(TASKS)).task_index
+    for family in ("llava", "qwen2_5_vl", "qwen3_vl"):
+        names = [f"refcoco_{family}_{split}" for split in ("val", "testA", "testB")]
+        assert all(index[name]["yaml_path"].startswith(str(TASKS)) for name in names)
+        assert sorted(index[f"refcoco_{family}"]["task"]) == sorted(names)
 
 
 @pytest.mark.parametrize(("family", "task"), zip(FAMILIES, ("llava", "qwen2_5_vl", "qwen3_vl"), strict=True))
