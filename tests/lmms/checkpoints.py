@@ -13,7 +13,11 @@ _TURNS = (  # lmms-eval's chat classes give parts, its simple LLaVA a text with 
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE {% else %}{{ part['text'] }} "
     "{% endif %}{% endfor %}{% endif %}{% endfor %}assistant :"
 )
-_PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}  # lmms-eval resizes pictures to multiples of twice that
+_PATCH = {
+    "qwen2_5_vl": 14,
+    "qwen3_vl": 16,
+    "qwen3_5": 16,
+}  # lmms-eval resizes pictures to multiples of twice that
 
 
 def llava(folder):
@@ -26,7 +30,8 @@ def llava(folder):
 
 
 def qwen(folder, family):
-    drawn = tiny_qwen.tiny_qwen(family)
+    layers = 16 if family == "qwen3_5" else 8  # every fourth block of Qwen3.5 can decide
+    drawn = tiny_qwen.tiny_qwen(family, num_layers=layers)
     drawn.config.vision_config.patch_size = _PATCH[family]
     model, weights = type(drawn)(drawn.config), drawn.state_dict()
     for name, now in model.state_dict().items():
@@ -51,6 +56,7 @@ def _qwen_processor(family):
     kinds = {
         "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
         "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+        "qwen3_5": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
     }
     processor, video_processor = kinds[family]
     patches = {"patch_size": _PATCH[family], "merge_size": 2, "temporal_patch_size": 2}

@@ -17,7 +17,8 @@ from lmms_eval.tasks import TaskManager
 from . import checkpoints, local_tasks
 
 FAMILIES = ("llava_hf", "qwen2_5_vl", "qwen3_vl")
-KEEP_ALL = {"action": "reroute", "decisions": [{"layer": 2, "keep": "1.0"}, {"layer": 5, "keep": "1.0"}]}
+LOADED_BY = {"qwen3_5": "reroute_qwen3_vl"}
+KEEP_ALL = {"action": "reroute", "decisions": [{"layer": 3, "keep": "1.0"}, {"layer": 7, "keep": "1.0"}]}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def place(tmp_path_factory):
     """A checkpoint of each family, the tasks, and a schedule that keeps every row."""
     folder = tmp_path_factory.mktemp("lmms")
     checkpoints.llava(folder / "llava_hf")
-    for family in FAMILIES[1:]:
+    for family in (*FAMILIES[1:], *LOADED_BY):
         checkpoints.qwen(folder / family, family)
     (folder / "tasks").mkdir()
     local_tasks.write(folder / "tasks")
@@ -45,7 +46,7 @@ def evaluate(place, manager):
     def run(family, reroute="", task="local_questions", model="", more="", **options):
         arguments = f"pretrained={place / family},device_map=cpu{more}"
         return simple_evaluate(
-            **{"model": model or f"reroute_{family}", "tasks": [task]},
+            **{"model": model or LOADED_BY.get(family, f"reroute_{family}"), "tasks": [task]},
             **{"model_args": f"{arguments},reroute={reroute}" if reroute else arguments},
             **{"task_manager": manager, "device": "cpu", "batch_size": 1, "bootstrap_iters": 0, **options},
         )
@@ -59,7 +60,7 @@ def answers(results, task="local_questions"):
 
 
 @pytest.mark.parametrize("force_simple", [False, True], ids=["chat", "simple"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *LOADED_BY])
 def test_routing_changes_answers_and_keeping_every_row_does_not(evaluate, place, family, force_simple):
     plain, kept, routed = (
         evaluate(family, reroute, force_simple=force_simple)

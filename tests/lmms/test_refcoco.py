@@ -49,14 +49,14 @@ def test_qwen3_vl_reads_thousandths_of_the_picture():
 @pytest.mark.parametrize("image", [WIDE, TALL, picture(320, 240)], ids=["wide", "tall", "small"])
 def test_qwen2_5_vl_reads_pixels_of_the_picture_as_it_is_resized(image):
     pytest.importorskip("qwen_vl_utils", reason="lmms-eval is not installed: make lmms")
+    from transformers import Qwen2VLImageProcessor  # needs torchvision, which comes with it
+
     (seen,) = utils.qwen2_5_vl_visual(document(image))
     across, down = seen.width / image.width, seen.height / image.height
     x1, y1, x2, y2 = corners(BOX)
     said = f'{{"bbox_2d": [{x1 * across:.0f}, {y1 * down:.0f}, {x2 * across:.0f}, {y2 * down:.0f}]}}'
     assert utils.qwen2_5_vl_results(document(image), [said])["refcoco_iou"] == pytest.approx(1, abs=0.03)
-    processor = pytest.importorskip("transformers").Qwen2VLImageProcessor(
-        min_pixels=256 * 28 * 28, max_pixels=1605632
-    )
+    processor = Qwen2VLImageProcessor(min_pixels=256 * 28 * 28, max_pixels=1605632)
     _, high, wide = processor(images=[seen], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert (wide * 14, high * 14) == seen.size  # the processor resizes no more
 
