@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo grounding mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench demo grounding lmms mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -51,6 +51,11 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
 	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,cache,hf --jobs 2 --report $(OLDEST)/report
 
+# benchmarks by lmms-eval, offline, on tiny checkpoints, in an environment of its own: it brings a hundred packages
+LMMS := .venv-lmms
+lmms: $(LMMS)/.installed
+	$(LMMS)/bin/pytest tests/lmms
+
 # what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
@@ -93,3 +98,11 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 	sed -E '/^(transformers|triton)==/d' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==5.17.*' 'triton==3.6.*' -e '.[dev]'
 	touch $(OLDEST)/.installed
+
+# torchvision has to be built for the very torch beside it: the two come from one place, so neither is pinned
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check torch torchvision
+	sed -E '/^(torch|triton)==/d' constraints.txt > $(LMMS)/constraints.txt
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c $(LMMS)/constraints.txt -e '.[lmms]' pytest pytest-timeout
+	touch $(LMMS)/.installed

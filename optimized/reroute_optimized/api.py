@@ -108,7 +108,7 @@ def apply(model: nn.Module, schedule: Schedule | str | Path, *, backend: str = "
         RerouteError: an unknown family, backend or schedule; a schedule this backend does not run; a model that is
             already routed. The model is untouched then.
     """
-    _check_backend(backend)
+    check_backend(backend)
     model = base_of(model)
     family = family_of(model)
     decoder = Decoder(*text_decoder_of(model))
@@ -183,7 +183,12 @@ def base_of(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _check_backend(backend: str) -> None:
+def check_backend(backend: str) -> None:
+    """Refuse a backend that :func:`apply` does not know.
+
+    Raises:
+        RerouteError: naming those it knows.
+    """
     if backend not in ("auto", "torch", "triton"):
         raise RerouteError("backend", f"{backend!r} is not known", "known: 'auto', 'torch', 'triton'")
 

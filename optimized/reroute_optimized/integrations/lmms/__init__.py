@@ -1,0 +1,26 @@
+"""Benchmarks by lmms-eval: models that take ``reroute=``, and task files for RefCOCO. See docs/evaluate.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+TASKS = Path(__file__).parent / "tasks"
+"""What ``--include_path`` is given."""
+
+_MODELS = {"llava_hf": "LlavaHf", "qwen2_5_vl": "Qwen25VL", "qwen3_vl": "Qwen3VL"}
+
+
+def manifests() -> list[Any]:
+    """What lmms-eval reads from the entry point ``lmms_eval.models``: a chat and a simple class of every model."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    models = f"{__name__}.models"
+    return [
+        ModelManifest(
+            model_id=f"reroute_{name}",
+            chat_class_path=f"{models}.{routed}",
+            simple_class_path=f"{models}.{routed}Simple",
+        )
+        for name, routed in _MODELS.items()
+    ]
