@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo mutants port test test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench docs package demo mutants port test test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -50,6 +50,14 @@ test-oldest: $(OLDEST)/.installed
 # what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
+
+# the site in site/, every warning an error; opened from disk, or with `.venv/bin/mkdocs serve`
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# sdist and wheel in dist/, and the wheel in a clean environment: minutes, most of them installing torch
+package: $(STAMP)
+	.ci/package
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -54,11 +54,7 @@ def page(root: Path, package: str) -> str:
         ast.parse((root / FOLDERS[package] / package / "__init__.py").read_text("utf-8"))
     )
     lines = [f"# {package}", "", inspect.cleandoc(_plain(text or "")), ""]
-    module = None
-    for path in names(root, package).values():
-        if (home := path.rpartition(".")[0]) != module and home != package:
-            module = home
-        lines += [f"::: {path}", ""]
+    lines += [f"::: {path}\n" for path in names(root, package).values()]
     return "\n".join(lines)
 
 
@@ -68,7 +64,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
 
 
 def _plain(docstring: str) -> str:
-    from .roles import plain
+    from generate.docstrings import plain  # which asks here for what is public
 
     return plain(docstring)
 

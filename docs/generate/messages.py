@@ -55,7 +55,7 @@ class Module:
     @property
     def summary(self) -> str:
         """The first paragraph of its docstring, in Markdown."""
-        from generate.roles import plain
+        from generate.docstrings import plain
 
         return plain((ast.get_docstring(self.tree) or "").partition("\n\n")[0])
 
@@ -110,13 +110,17 @@ class Module:
         looked_up = any(isinstance(node, ast.Subscript) for node in ast.walk(value))
         if isinstance(value, ast.Constant) or looked_up or len(names) > 1:
             return None
-        node = value if not names else self._constant(names[0])
+        literal = next((node for node in ast.walk(value) if isinstance(node, (ast.List, ast.Tuple))), value)
+        node = self._constant(names[0]) if names else literal
         try:
             entries = ast.literal_eval(node) if node is not None else None
         except ValueError:
             return None
         listed = isinstance(entries, (list, tuple, set, dict)) and all(isinstance(entry, str) for entry in entries)
-        return ", ".join(entries) if listed else None
+        if not listed:
+            return None
+        quoted = any(getattr(node, "id", "") == "repr" for node in ast.walk(value))
+        return ", ".join(map(repr, entries) if quoted else entries)
 
     def _constant(self, name: str) -> ast.expr | None:
         for node in self.tree.body:
