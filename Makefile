@@ -51,7 +51,7 @@ test-oldest: $(OLDEST)/.installed
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
 
-# the site in site/, every warning an error; opened from disk, or with `.venv/bin/mkdocs serve`
+# the site in site/, every warning an error; pages open from disk, `.venv/bin/mkdocs serve` has search too
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

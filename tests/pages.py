@@ -90,6 +90,11 @@ def commands(block):
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def on_one_case():
+    """The checks of the suite, each on one of its cases."""
+    return tuple(replace(check, examples=1) for check in checks())
+
+
 class Reader:
     """Runs a page in a folder of its own.
 
@@ -135,7 +140,9 @@ class Reader:
             there = (ROOT / block.elsewhere).read_text("utf-8")
             for words in commands(block):
                 named = [Path(word).name for word in words if word.startswith("examples/")] or words[1:2]
-                assert all(name in there for name in named), f"{block.where}: {named} not in {block.elsewhere}"
+                assert all(name in there for name in named), (
+                    f"{block.where}: {named} not in {block.elsewhere}"
+                )
         else:
             self._run(block)
 
@@ -150,20 +157,22 @@ class Reader:
         self.printed.append(heard.getvalue())
 
     def _shell(self, block):
-        few = "few cases" in block.marks
         lines = commands(block)
         for index, words in enumerate(lines):
             expected = block.code if index == len(lines) - 1 else 0
             with self._patch.context() as patch:
-                if few:
-                    fewer = tuple(replace(check, examples=1) for check in checks())
-                    patch.setattr("reroute_conformance.runner.checks", lambda: fewer)
+                if "few cases" in block.marks:
+                    patch.setattr("reroute_conformance.runner.checks", on_one_case)
                 code = _command(words, patch)
             assert code == expected, f"{block.where}: {' '.join(words)} ends with {code}"
 
     def _compare(self, block):
         """Lines of what was printed last, in order; the space between words is the terminal's."""
-        printed = iter(" ".join(line.split()) for line in self.printed[-1].splitlines()) if self.printed else iter(())
+        printed = (
+            iter(" ".join(line.split()) for line in self.printed[-1].splitlines())
+            if self.printed
+            else iter(())
+        )
         for line in block.text.splitlines():
             wanted = " ".join(line.split())
             assert any(found.startswith(wanted) for found in printed), f"{block.where}: not printed: {line}"
@@ -195,7 +204,9 @@ def look_at(block):
         return
     for words in commands(block):
         for word in words:
-            assert not word.startswith("examples/") or (ROOT / word).exists() or word.endswith("/port"), block.where
+            assert not word.startswith("examples/") or (ROOT / word).exists() or word.endswith("/port"), (
+                block.where
+            )
         if words[0] == "vlm-reroute":
             get_command(app).make_context("vlm-reroute", words[1:]).close()
             group, rest = get_command(app), words[1:]
@@ -203,4 +214,6 @@ def look_at(block):
                 group, rest = group.commands[rest[0]], rest[1:]
             group.make_context(words[1], list(rest)).close()
         elif words[0] == "make" and "-C" not in words:
-            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), block.where
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), (
+                block.where
+            )

@@ -2,11 +2,12 @@
 
 import re
 import sys
+import tomllib
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import reroute_optimized
+from reroute_conformance import cli
 from reroute_conformance.targets import load_target
 from reroute_conformance.tiny import picture_inputs, tiny_llava
 from reroute_spec import RerouteError, Schedule, budget, plan, select
@@ -15,7 +16,7 @@ from reroute_spec.rules import rules
 from . import pages
 
 sys.path.append(str(pages.ROOT / "docs"))
-from generate import api, errors, messages, text  # noqa: E402  # of the site, which is no package
+from generate import api, errors, messages, text  # of the site, which is no package
 
 DOCS = [page for page in pages.pages() if page.name != "README.md"]
 
@@ -27,7 +28,9 @@ def test_a_page_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.stem)
 def test_a_link_leads_to_a_file(page):
-    made = {pages.ROOT / "docs" / name for name in (*api.PAGES, "reference/errors.md", "reference/commands.md")}
+    made = {
+        pages.ROOT / "docs" / name for name in (*api.PAGES, "reference/errors.md", "reference/commands.md")
+    }
     place = page.relative_to(pages.ROOT).as_posix()
     for target in text.targets(page.read_text("utf-8"), place):
         there = pages.ROOT / target
@@ -55,7 +58,9 @@ def test_links_of_the_repository_become_links_of_the_site():
     mounted = {"spec/README.md": "spec/index.md"}
     given = "[a `b`](../spec/README.md#x) [c](../spec/reroute_spec/plan.py) [d](../spec/proofs) `[e](f)` [g](https://h.i)"
     told = text.site(given, "docs/page.md", "page.md", mounted, pages.ROOT)
-    assert told == "[a `b`](spec/index.md#x) [c](source/spec/reroute_spec/plan.py) d `[e](f)` [g](https://h.i)"
+    assert (
+        told == "[a `b`](spec/index.md#x) [c](source/spec/reroute_spec/plan.py) d `[e](f)` [g](https://h.i)"
+    )
 
 
 def test_public_names_are_where_their_page_says():
@@ -73,8 +78,35 @@ def test_every_refusal_in_the_code_is_on_the_page():
         listed = {place.place for found in errors.raised(pages.ROOT, package).values() for place in found}
         for path in (pages.ROOT / folder / package).rglob("*.py"):
             for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-                if "raise RerouteError(" in line and "error.problem" not in line and "mutants" not in path.parts:
+                if (
+                    "raise RerouteError(" in line
+                    and "error.problem" not in line
+                    and "mutants" not in path.parts
+                ):
                     assert f"{path.relative_to(pages.ROOT).as_posix()}:{number}" in listed
+
+
+def test_the_version_is_said_in_one_place_and_cited_as_that():
+    project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"\nversion: {project['version']}\n" in (pages.ROOT / "CITATION.cff").read_text("utf-8")
+    for folder in api.FOLDERS.values():
+        for path in (pages.ROOT / folder).rglob("*.py"):
+            assert "__version__ =" not in path.read_text("utf-8"), path
+
+
+def test_what_the_suite_needs_beside_the_rest_is_told_where_it_is_missing(monkeypatch, capsys):
+    project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extra = [re.match(r"[\w-]+", entry)[0] for entry in project["optional-dependencies"]["conformance"]]
+    assert sorted(extra) == sorted(cli._EXTRA)
+
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'hypothesis'", name="hypothesis")
+
+    monkeypatch.setattr(cli, "app", missing)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert "pip install 'vlm-reroute[conformance]'" in capsys.readouterr().err
 
 
 def refusals(tmp_path):

@@ -53,6 +53,11 @@ def _described(name: str, command: Any) -> Iterator[str]:
 def _default(param: Any) -> str:
     if param.required:
         return "required"
-    if param.default is None or param.default is False or callable(param.default) or repr(param.default).startswith("Sentinel"):
+    if (
+        param.default is None
+        or param.default is False
+        or callable(param.default)
+        or repr(param.default).startswith("Sentinel")
+    ):
         return ""
     return f"`{getattr(param.default, 'value', param.default)}`"

@@ -89,7 +89,9 @@ def _in_module(root: Path, path: Path) -> Iterator[Raised]:
         if name == REFUSAL and any(_handed_on(argument) for argument in arguments):
             continue  # what another place has said already, under the name of an option
         kind = name if name in JUDGED else REFUSAL
-        parts = tuple(tuple(module.texts(argument, call)) for argument in arguments[: 3 if kind == REFUSAL else 1])
+        parts = tuple(
+            tuple(module.texts(argument, call)) for argument in arguments[: 3 if kind == REFUSAL else 1]
+        )
         if kind == REFUSAL and len(parts) != 3:
             continue
         yield Raised(f"{path.relative_to(root).as_posix()}:{call.lineno}", kind, parts)
@@ -100,7 +102,9 @@ def _unknown(value: ast.expr, known: ast.expr) -> tuple[ast.expr, ast.expr]:
     problem = ast.JoinedStr([ast.FormattedValue(value, -1), ast.Constant(" is not known")])
     quoted = ast.Call(ast.Name("map"), [ast.Name("repr"), known], [])
     parts = [ast.Name("did_you_mean"), ast.Constant("known: "), quoted]
-    return problem, ast.JoinedStr([part if isinstance(part, ast.Constant) else ast.FormattedValue(part, -1) for part in parts])
+    return problem, ast.JoinedStr(
+        [part if isinstance(part, ast.Constant) else ast.FormattedValue(part, -1) for part in parts]
+    )
 
 
 def _handed_on(argument: ast.expr) -> bool:
@@ -136,6 +140,8 @@ def _table(places: list[Raised]) -> str:
     for place in places:
         cells = ["<br>".join(dict.fromkeys(shown(text) for text in part)) for part in place.parts]
         field = f"<code>{cells[0].replace('<br>', '</code><br><code>')}</code>"
-        rows.append(f'<tr title="{escape(place.place)}"><td>{field}</td><td>{cells[1]}</td><td>{cells[2]}</td></tr>')
+        rows.append(
+            f'<tr title="{escape(place.place)}"><td>{field}</td><td>{cells[1]}</td><td>{cells[2]}</td></tr>'
+        )
     head = "<thead><tr><th>field</th><th>cause</th><th>remedy</th></tr></thead>"
     return f'<div class="errors"><table>{head}<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"

@@ -85,7 +85,11 @@ class Module:
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
             return self._joined([value.left, value.right], at, depth)
         if isinstance(value, ast.Name) and depth < _DEEP:
-            found = [text for node, place in self._values(value.id, at) for text in self.texts(node, place, depth + 1)]
+            found = [
+                text
+                for node, place in self._values(value.id, at)
+                for text in self.texts(node, place, depth + 1)
+            ]
             found = list(dict.fromkeys(found))
             if 0 < len(found) <= _MOST:
                 return found
@@ -106,7 +110,9 @@ class Module:
 
     def _listed(self, value: ast.expr) -> str | None:
         """The entries of a constant of the module that a message lists."""
-        names = [node.id for node in ast.walk(value) if isinstance(node, ast.Name) and node.id.strip("_").isupper()]
+        names = [
+            node.id for node in ast.walk(value) if isinstance(node, ast.Name) and node.id.strip("_").isupper()
+        ]
         looked_up = any(isinstance(node, ast.Subscript) for node in ast.walk(value))
         if isinstance(value, ast.Constant) or looked_up or len(names) > 1:
             return None
@@ -116,7 +122,9 @@ class Module:
             entries = ast.literal_eval(node) if node is not None else None
         except ValueError:
             return None
-        listed = isinstance(entries, (list, tuple, set, dict)) and all(isinstance(entry, str) for entry in entries)
+        listed = isinstance(entries, (list, tuple, set, dict)) and all(
+            isinstance(entry, str) for entry in entries
+        )
         if not listed:
             return None
         quoted = any(getattr(node, "id", "") == "repr" for node in ast.walk(value))
@@ -195,7 +203,9 @@ def _bindings(target: ast.expr) -> set[str]:
 def _assigned(target: ast.expr, value: ast.expr, name: str) -> Iterator[ast.expr]:
     if isinstance(target, ast.Name) and target.id == name:
         yield value
-    elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+    elif (
+        isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts)
+    ):
         for part, own in zip(target.elts, value.elts, strict=True):
             yield from _assigned(part, own, name)
 

@@ -13,9 +13,7 @@ _CODE = r"```.*?^ *```|^ {4}.*?$|`[^`\n]+`|<!--.*?-->"
 _LINK = r"\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<to>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)"
 _OTHER_LINK = r"\[(?:[^\[\]`]|`[^`]*`)*\]\([^)]*\)"
 _RULE = r"(?<![\w#-])(?P<rule>RR-[A-Z]+-\d{3})(?![\w-])"
-_SEEN = re.compile(
-    f"(?P<code>{_CODE})|^#+ .*?$|{_LINK}|{_OTHER_LINK}|{_RULE}", re.DOTALL | re.MULTILINE
-)
+_SEEN = re.compile(f"(?P<code>{_CODE})|^#+ .*?$|{_LINK}|{_OTHER_LINK}|{_RULE}", re.DOTALL | re.MULTILINE)
 """What is looked at, from the left: so a rule in a heading, a link or code stays as it is."""
 _HEADING = re.compile(r"^### (RR-[A-Z]+-\d{3})  (.+?) {2,}((?:MUST|MAY) · .+)$")
 _NEVER_ASSIGNED = "RR-SCORE-005"
@@ -30,7 +28,7 @@ def targets(markdown: str, place: str) -> Iterator[str]:
 
 def raw(place: str) -> str:
     """Where a file that is no page stands on the site."""
-    return f"source/{place}"
+    return f"source/{place}" + (".txt" if place.endswith(".md") else "")
 
 
 def site(markdown: str, place: str, uri: str, pages: Mapping[str, str], root: Path) -> str:
