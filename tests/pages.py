@@ -28,6 +28,7 @@ from reroute_spec import Schedule
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("reference", "optimized", "conformance", "examples/port-c")
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<marks>[^\n]*) -->\n)?```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -64,8 +65,9 @@ class Block:
 
 
 def pages():
-    """The README and all of ``docs/``."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """The README, all of ``docs/``, and the READMEs of folders that are pages of the site."""
+    folders = [ROOT / folder / "README.md" for folder in FOLDERS]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *folders]
 
 
 def blocks(page):
@@ -213,7 +215,7 @@ def look_at(block):
             while hasattr(group, "commands"):
                 group, rest = group.commands[rest[0]], rest[1:]
             group.make_context(words[1], list(rest)).close()
-        elif words[0] == "make" and "-C" not in words:
+        elif words[0] == "make" and len(words) == 2:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), (
                 block.where
             )

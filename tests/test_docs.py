@@ -18,15 +18,19 @@ from . import pages
 sys.path.append(str(pages.ROOT / "docs"))
 from generate import api, errors, messages, text  # of the site, which is no package
 
-DOCS = [page for page in pages.pages() if page.name != "README.md"]
+README = pages.ROOT / "README.md"  # test_readme.py
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def named(page):
+    return page.relative_to(pages.ROOT).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in pages.pages() if page != README], ids=named)
 def test_a_page_runs(page, tmp_path, monkeypatch):
     pages.Reader(tmp_path, monkeypatch).read(page)
 
 
-@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", pages.pages(), ids=named)
 def test_a_link_leads_to_a_file(page):
     made = {
         pages.ROOT / "docs" / name for name in (*api.PAGES, "reference/errors.md", "reference/commands.md")
@@ -37,7 +41,7 @@ def test_a_link_leads_to_a_file(page):
         assert there.exists() or there in made, f"{place}: {target}"
 
 
-@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", pages.pages(), ids=named)
 def test_a_rule_that_a_page_cites_exists(page):
     assert set(re.findall(r"RR-[A-Z]+-\d{3}", page.read_text("utf-8"))) <= rules().keys()
 
