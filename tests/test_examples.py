@@ -96,6 +96,7 @@ def launched(*command):
     return printed
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_models_heads_decide_alike():
     printed = launched(
         "torch.distributed.run",
@@ -107,6 +108,7 @@ def test_processes_that_share_a_models_heads_decide_alike():
     assert "every process decided alike, bit for bit" in printed
 
 
+@pytest.mark.slow
 def test_accelerate_divides_pictures_among_processes():
     printed = launched(
         "accelerate.commands.launch",
