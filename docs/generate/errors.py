@@ -101,7 +101,7 @@ def _unknown(value: ast.expr, known: ast.expr) -> tuple[ast.expr, ast.expr]:
     """The problem and the remedy that ``unknown`` makes."""
     problem = ast.JoinedStr([ast.FormattedValue(value, -1), ast.Constant(" is not known")])
     quoted = ast.Call(ast.Name("map"), [ast.Name("repr"), known], [])
-    parts = [ast.Name("did_you_mean"), ast.Constant("known: "), quoted]
+    parts = [ast.Name("did you mean …? "), ast.Constant("known: "), quoted]
     return problem, ast.JoinedStr(
         [part if isinstance(part, ast.Constant) else ast.FormattedValue(part, -1) for part in parts]
     )
