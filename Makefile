@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench docs package demo mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench docs package demo grounding mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -62,6 +62,10 @@ docs: $(STAMP)
 # sdist and wheel in dist/, and the wheel in a clean environment: minutes, most of them installing torch
 package: $(STAMP)
 	.ci/package
+
+# removal against rerouting on a small trained model: a first look, in minutes; benchmarks/grounding says how the whole is made
+grounding: $(STAMP)
+	$(BIN)/python -m benchmarks.grounding.evaluate --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

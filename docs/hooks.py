@@ -27,6 +27,7 @@ PAGES = {
     "optimized/README.md": "inside/optimized.md",
     "conformance/README.md": "inside/conformance.md",
     "benchmarks/README.md": "inside/benchmarks.md",
+    "benchmarks/grounding/README.md": "inside/grounding.md",
     "examples/port-c/README.md": "inside/port-c.md",
 }
 """Files of the repository that are pages, beside the chapters of ``spec/`` and what is in ``docs/``."""
