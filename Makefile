@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo grounding lmms mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench docs package demo grounding lmms mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -60,6 +60,14 @@ lmms: $(LMMS)/.installed
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
 
+# the site in site/, every warning an error; pages open from disk, `.venv/bin/mkdocs serve` has search too
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# sdist and wheel in dist/, and the wheel in a clean environment: minutes, most of them installing torch
+package: $(STAMP)
+	.ci/package
+
 # removal against rerouting on a small trained model: a first look, in minutes; benchmarks/grounding says how the whole is made
 grounding: $(STAMP)
 	$(BIN)/python -m benchmarks.grounding.evaluate --quick
@@ -104,5 +112,5 @@ $(LMMS)/.installed: pyproject.toml constraints.txt
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/pip install --quiet --disable-pip-version-check torch torchvision
 	sed -E '/^(torch|triton)==/d' constraints.txt > $(LMMS)/constraints.txt
-	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c $(LMMS)/constraints.txt -e '.[lmms]' pytest pytest-timeout
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c $(LMMS)/constraints.txt -e '.[lmms,conformance]' pytest pytest-timeout
 	touch $(LMMS)/.installed

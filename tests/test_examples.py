@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from reroute_conformance.tiny import tiny_processor
 from reroute_spec.rules import rules
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,6 +59,23 @@ def test_pictures_are_captioned_in_batches(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert [printed.count(f"drawn {angle}:") for angle in (0, 90, 180)] == [1, 1, 1]
     assert printed.count("36 visual rows") == 3
+
+
+TEMPLATE = (
+    "{% for message in messages %}user : {% for part in message.content %}"
+    "{{ '<image>' if part.type == 'image' else part.text }} {% endfor %}{% endfor %}assistant :"
+)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_a_pipeline_answers_through_a_routed_model(monkeypatch, capsys, template):
+    # a checkpoint's processor has a template, the tiny one has none
+    monkeypatch.setattr(tiny_processor(), "chat_template", template)
+    run_example(monkeypatch, "pipeline.py", "--tokens", "3")
+    question, answer, told = capsys.readouterr().out.splitlines()
+    assert question == "> where is the red ball ?"
+    assert answer.strip()
+    assert told == "36 visual rows, 12.4 of them run in a block on average"
 
 
 def launched(*command):

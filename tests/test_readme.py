@@ -1,29 +1,14 @@
 """What the README shows, runs."""
 
-import re
-from pathlib import Path
-
-BLOCKS = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text("utf-8"), re.DOTALL
-)
+from . import pages
 
 
-def test_the_checkpoint_example_is_valid_python_that_imports_what_exists():
-    checkpoint = BLOCKS[0]
-    compile(checkpoint, "README.md", "exec")
-    exec("\n".join(line for line in checkpoint.splitlines() if re.match(r"import |from .* import", line)), {})
-
-
-def test_the_tiny_example_runs(capsys):
-    exec(compile(BLOCKS[1], "README.md", "exec"), {})
-    printed = capsys.readouterr().out
+def test_the_readme_runs_and_prints_what_it_should(tmp_path, monkeypatch):
+    reader = pages.Reader(tmp_path, monkeypatch)
+    reader.read(pages.ROOT / "README.md")
+    printed = "".join(reader.printed)
     assert "torch.Size([1, 50]) (46, 19, 19, 19, 19, 19, 19, 19)" in printed
-    assert printed.count("rows run") == 4
-
-
-def test_many_questions_about_one_image_are_asked(capsys):
-    names = {}
-    exec(compile(BLOCKS[1], "README.md", "exec"), names)
-    exec(compile(BLOCKS[2], "README.md", "exec"), names)
-    assert names["prefix"].served == 2
-    assert names["prefix"].saved.rows == 38 * len(names["prefix"].saved.blocks) > 0
+    assert printed.count("rows run, re-entered") == 4
+    prefix = reader.names["prefix"]
+    assert prefix.served == 2
+    assert prefix.saved.rows == 38 * len(prefix.saved.blocks) > 0

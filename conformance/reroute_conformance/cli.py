@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _HARNESS_ERROR = 3
+_EXTRA = ("hypothesis", "jinja2", "jsonschema", "junitparser", "referencing")
+"""What pyproject.toml's extra ``conformance`` brings."""
 
 app = typer.Typer(
     name="vlm-reroute",
@@ -40,8 +42,8 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Exception as error:
-        code = _HARNESS_ERROR
+    except Exception as raised:
+        error, code = _explained(raised), _HARNESS_ERROR
         if hasattr(
             error, "show"
         ):  # a usage error of the command line library, which typer vendors or imports
@@ -52,6 +54,17 @@ def main() -> None:
         else:
             traceback.print_exc()
     sys.exit(code)
+
+
+def _explained(error: Exception) -> Exception:
+    """The error, or what to do where it is that the suite was not installed with the rest."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in _EXTRA:
+        return error
+    from reroute_spec import RerouteError
+
+    return RerouteError(
+        "vlm-reroute", f"this command needs {error.name}", "pip install 'vlm-reroute[conformance]'"
+    )
 
 
 def _table(title: str | None, left: int, *columns: str) -> Table:

@@ -138,7 +138,8 @@ def _check_pixels(medium: Medium, vision: Any, inputs: Mapping[str, Any]) -> Non
         f"has shape {list(pixels.shape)}" if isinstance(pixels, Tensor) else f"is a {type(pixels).__name__}"
     )
     if not medium.companions:  # images of one size
-        one = (vision.num_channels, vision.image_size, vision.image_size)
+        size = vision.image_size  # one number, or height and width
+        one = (vision.num_channels, *((size, size) if isinstance(size, int) else size))
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != one:
             raise RerouteError(field, found, f"give [images, {', '.join(map(str, one))}]")
         return

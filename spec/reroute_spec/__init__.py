@@ -16,7 +16,6 @@ from .select import select
 from .shapes import DECODER_SHAPES, DecoderShape, HybridShape
 from .trace import DecisionRecord, RoutingTrace
 
-__version__ = "0.1.0"
 SPEC_VERSION = "0.1"
 """Of the rules and the data formats; spec/README.md says what changes it."""
 

@@ -1,0 +1,1 @@
+"""Pages of the site that are made from the code, and pages of the repository as the site has them."""
