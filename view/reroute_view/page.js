@@ -58,8 +58,8 @@ function hatch(context, x, y, size) {
   context.beginPath();
   context.rect(x, y, size, size);
   context.clip();
-  const gap = Math.max(3.5, size / 3);
-  lines(context, colours.hatch, Math.max(.6, size / 26), () => {
+  const gap = Math.min(9, Math.max(3.5, size / 3));
+  lines(context, colours.hatch, Math.min(1.2, Math.max(.6, size / 26)), () => {
     for (let at = gap / 2; at < 2 * size; at += gap) { context.moveTo(x + at, y); context.lineTo(x + at - size, y + size); }
   });
   context.restore();
@@ -71,15 +71,16 @@ function mark(context, state, x, y, size, pictured) {
   if (state === "r" || state === "e" || state === "s") {
     const colour = state === "e" ? colours["re-enters"] : colours.runs;
     if (!pictured) { context.fillStyle = colour; context.fillRect(x, y, size, size); }
-    const wide = state === "e" ? Math.max(2, size / 7) : Math.max(1, size / 14);
+    const wide = state === "e" ? Math.min(4, Math.max(2, size / 7)) : Math.min(2.5, Math.max(1, size / 14));
     lines(context, pictured || state === "s" ? (state === "s" ? colours.paper : colour) : colours.paper, wide, () =>
       context.rect(x + wide / 2, y + wide / 2, size - wide, size - wide));
     if (state === "e") {
+      const dot = Math.min(6, Math.max(1.6, size / 6));
       context.beginPath();
-      context.arc(x + size / 2, y + size / 2, Math.max(1.6, size / 6), 0, 7);
+      context.arc(x + size / 2, y + size / 2, dot, 0, 7);
       context.fillStyle = colours.ink;
       context.fill();
-      lines(context, colours.paper, Math.max(.8, size / 18), () => context.arc(x + size / 2, y + size / 2, Math.max(1.6, size / 6), 0, 7));
+      lines(context, colours.paper, Math.max(.8, dot / 3), () => context.arc(x + size / 2, y + size / 2, dot, 0, 7));
     }
     return;
   }
@@ -90,7 +91,7 @@ function mark(context, state, x, y, size, pictured) {
   if (state === "d") hatch(context, x, y, size);
   if (state === "x") {
     const near = size * .32, far = size * .68;
-    lines(context, colours.hatch, Math.max(.8, size / 16), () => {
+    lines(context, colours.hatch, Math.min(2, Math.max(.8, size / 16)), () => {
       context.moveTo(x + near, y + near); context.lineTo(x + far, y + far);
       context.moveTo(x + far, y + near); context.lineTo(x + near, y + far);
     });

@@ -14,7 +14,19 @@ from reroute_spec.grids import Place
 from reroute_spec.view import Run, ShownImage, View
 
 from .colours import CIVIDIS, COLOURS
-from .stages import WORDS, Stage, in_words, percent, rows_run, shown, stage_line, stage_title, stages, steps
+from .stages import (
+    WORDS,
+    Stage,
+    frame_name,
+    in_words,
+    percent,
+    rows_run,
+    shown,
+    stage_line,
+    stage_title,
+    stages,
+    steps,
+)
 
 
 def page(view: View) -> str:
@@ -60,12 +72,14 @@ def _data(view: View, images: Sequence[ShownImage], placed: Sequence[list[Place 
     for index, image in enumerate(images):
         starts.append(len(tiles))
         for frame in range(image.grid.frames):
-            name = f"{image.grid.kind} {index + 1}" if len(images) > 1 else ""
-            if image.grid.frames > 1:
-                name = f"{name}, frame {frame + 1}".removeprefix(", ")
             picture = image.pictures[frame] if image.pictures else None
             tiles.append(
-                {"rows": image.grid.rows, "columns": image.grid.columns, "picture": picture, "name": name}
+                {
+                    "rows": image.grid.rows,
+                    "columns": image.grid.columns,
+                    "picture": picture,
+                    "name": frame_name(images, index, frame),
+                }
             )
     runs = []
     for run, places in zip(view.runs, placed, strict=True):

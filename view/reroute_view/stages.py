@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -154,12 +155,20 @@ def percent(value: float | None) -> str:
 def in_words(stage: Stage, places: list[Place | None], state: str, images: tuple[ShownImage, ...]) -> str:
     """Which patches are in a state, as text: ``row 1: 2-4, 7; row 3: 1``, counted from 1."""
     cells = [p for p, own in zip(places, stage.states, strict=True) if own == state and p is not None]
-    parts = []
-    for (image, frame, row), line in groupby(cells, key=lambda p: (p.image, p.frame, p.row)):
-        name = f"image {image + 1}, " if len(images) > 1 else ""
-        name += f"frame {frame + 1}, " if images[image].grid.frames > 1 else ""
-        parts.append(f"{name}row {row + 1}: {_ranges([place.column + 1 for place in line])}")
-    return "; ".join(parts) or "none"
+    frames = []
+    for (image, frame), own in groupby(cells, key=lambda p: (p.image, p.frame)):
+        lines = groupby(own, key=lambda p: p.row)
+        rows = "; ".join(f"row {row + 1}: {_ranges([p.column + 1 for p in line])}" for row, line in lines)
+        name = frame_name(images, image, frame)
+        frames.append(f"{name}: {rows}" if name else rows)
+    return ". ".join(frames) or "none"
+
+
+def frame_name(images: Sequence[ShownImage], image: int, frame: int) -> str:
+    """``video 2, frame 1``, as far as there are others to be told from."""
+    grid = images[image].grid
+    parts = [f"{grid.kind} {image + 1}"] if len(images) > 1 else []
+    return ", ".join([*parts, *([f"frame {frame + 1}"] if grid.frames > 1 else [])])
 
 
 def _ranges(numbers: list[int]) -> str:
