@@ -75,7 +75,7 @@ def stages(run: Run) -> list[Stage]:
         last = decisions[0].layer - 1 if decisions else blocks - 1
         found.append(Stage(0, last, RUNS * count, None, [None] * count, [None] * count))
     ends = [*(decision.layer - 1 for decision in decisions[1:]), blocks - 1]
-    for decision, last in zip(decisions, ends, strict=True):
+    for decision, last in zip(decisions, ends, strict=False):  # without decisions nothing ends
         found.append(_stage(decision, last, count, REMOVED if run.removes else DEFERRED))
     return found
 
