@@ -21,6 +21,15 @@ def test_the_tiny_example_runs(capsys):
     assert printed.count("rows run") == 4
 
 
+def test_what_was_decided_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    exec(compile(BLOCKS[3], "README.md", "exec"), names)
+    assert "<h3>pdrop-192</h3>" in (tmp_path / "trace.html").read_text("utf-8")
+    assert len(names["figure"].axes) == 18
+
+
 def test_many_questions_about_one_image_are_asked(capsys):
     names = {}
     exec(compile(BLOCKS[1], "README.md", "exec"), names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,12 +81,9 @@ def trace(
         )
     from .cli_cost import _named
 
+    fields = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
     for path in paths:
-        _named(
-            {"path": "--output", "figure": "--output", "html": "--output"},
-            "--output",
-            lambda p=path: shown.save(p),
-        )  # type: ignore[misc]
+        _named(fields, "--output", partial(shown.save, path))
     _print(shown.view, paths)
 
 
@@ -95,7 +93,7 @@ def _outputs(paths: list[Path]) -> list[Path]:
 
     from .cli_cost import _named
 
-    return [_named({"path": "--output"}, "--output", lambda p=path: check_path(p)) for path in paths]  # type: ignore[misc]
+    return [_named({"path": "--output"}, "--output", partial(check_path, path)) for path in paths]
 
 
 def _read(path: Path) -> Shown:

@@ -32,7 +32,7 @@ def view_of(
         raise RerouteError(
             missing, "is missing", "a picture takes both: the inputs, and the processor that made them"
         )
-    runs = (run,)
+    runs: tuple[Run, ...] = (run,)
     if beside is not None:
         other, known = run_of(*beside, request)
         if not _same_prompt(done, beside[1], request):

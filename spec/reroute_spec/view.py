@@ -154,10 +154,12 @@ def _image(path: str, data: Any) -> ShownImage:
     _check_keys(path, data, ("kind", "frames", "rows", "columns", "leading", "pictures"))
     if data["kind"] not in ("image", "video"):
         raise unknown(f"{path}.kind", data["kind"], ["image", "video"])
-    sizes = [_count(f"{path}.{name}", data[name], 1) for name in ("frames", "rows", "columns")]
+    frames, rows, columns = (
+        _count(f"{path}.{name}", data[name], 1) for name in ("frames", "rows", "columns")
+    )
     pictures = _list(f"{path}.pictures", data["pictures"])
-    if pictures and len(pictures) != sizes[0]:
-        problem = f"are {len(pictures)} of {sizes[0]} frames"
+    if pictures and len(pictures) != frames:
+        problem = f"are {len(pictures)} of {frames} frames"
         raise RerouteError(f"{path}.pictures", problem, "give one per frame, or none")
     for index, picture in enumerate(pictures):
         # a page shows it as it is: nothing else may come in, least of all the address of another machine
@@ -165,7 +167,8 @@ def _image(path: str, data: Any) -> ShownImage:
             raise RerouteError(
                 f"{path}.pictures[{index}]", "is no picture", "give data:image/png;base64,… or jpeg"
             )
-    grid = Grid(data["kind"], *sizes, _count(f"{path}.leading", data["leading"]))
+    leading = _count(f"{path}.leading", data["leading"])
+    grid = Grid(data["kind"], frames, rows, columns, leading)
     return ShownImage(grid, tuple(pictures))
 
 

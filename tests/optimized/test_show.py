@@ -4,6 +4,7 @@ import pytest
 import torch
 from reroute_conformance.tiny import NARROW_IMAGE, narrow_llava, picture, tiny_llava, tiny_processor
 from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_conformance.tracing import load_schedule, trace
 from reroute_optimized import apply, remove, routed
 from reroute_reference.nuwa import first_stage
 from reroute_spec import Decision, RerouteError, Schedule
@@ -87,6 +88,21 @@ def test_pillars_of_a_first_stage_stay_where_their_patches_were():
     run = routing.show().view.runs[0]
     assert list(run.kept) == first_stage(model, inputs, "64")["pillars"][0]
     assert len(routing.show().view.images) == 1
+    name = "reroute-nuwa-64"
+    same = trace(model, tiny_processor(), inputs, [(name, load_schedule(name, model))]).runs[0]
+    assert (same.kept, same.trace.visual_rows) == (run.kept, run.trace.visual_rows)
+
+
+def test_the_command_shows_the_same(llava):
+    inputs, name = asked("<image> ?", [picture()]), "reroute-pdrop-192"
+    with routed(llava, name) as routing:
+        llava(**inputs)
+    own = routing.show(inputs, tiny_processor()).view
+    view = trace(llava, tiny_processor(), inputs, [(name, load_schedule(name, llava))])
+    assert view.images == own.images
+    assert view.runs[0].schedule == own.runs[0].schedule
+    for one, other in zip(view.runs[0].trace.decisions, own.runs[0].trace.decisions, strict=True):
+        assert (one.selected, one.reentered) == (other.selected, other.reentered)
 
 
 def test_where_a_caller_says_what_is_visual_no_place_is_guessed(llava):

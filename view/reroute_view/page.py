@@ -68,7 +68,8 @@ def page(view: View) -> str:
 
 def _data(view: View, images: Sequence[ShownImage], placed: Sequence[list[Place | None]]) -> dict[str, Any]:
     """What the script draws."""
-    starts, tiles = [], []
+    starts: list[int] = []
+    tiles: list[dict[str, Any]] = []
     for index, image in enumerate(images):
         starts.append(len(tiles))
         for frame in range(image.grid.frames):
