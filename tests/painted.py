@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 from reroute_conformance.tiny_qwen import IMAGE, VIDEO
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil
 
 SIDE = 28  # pixels of a merged patch
 WORD, LLAVA_IMAGE = 5, 190

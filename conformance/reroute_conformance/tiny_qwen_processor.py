@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
 from .tiny import IMAGE_TOKEN, WORDS
 from .tiny_qwen import IMAGE, VISION_END, VISION_START
