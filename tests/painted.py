@@ -2,7 +2,7 @@
 
 import torch
 from PIL import Image
-from reroute_conformance.tiny_qwen import IMAGE, VIDEO
+from reroute_conformance.tiny_qwen import IMAGE, VIDEO, VISION_END, VISION_START
 from transformers import Qwen2VLImageProcessorPil
 
 SIDE = 28  # pixels of a merged patch
@@ -28,9 +28,9 @@ def qwen_inputs(family, parts):
         t, height, width = len(frames), *made["image_grid_thw"][0, 1:].tolist()
         token, rows = (VIDEO if isinstance(part, list) else IMAGE), height * width // 4
         if token == VIDEO and family != "qwen2_5_vl":  # a timestamp before every frame
-            ids += [one for _ in frames for one in (WORD, *[token] * rows)]
+            ids += [one for _ in frames for one in (WORD, VISION_START, *[token] * rows, VISION_END)]
         else:
-            ids += [token] * (t * rows)
+            ids += [VISION_START, *[token] * (t * rows), VISION_END]
         (videos if token == VIDEO else images).append((made["pixel_values"], [t, height, width]))
         ids.append(WORD)
     ids = torch.tensor([ids])

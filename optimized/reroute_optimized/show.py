@@ -8,6 +8,7 @@ from typing import Any
 from reroute_spec import RerouteError
 from reroute_spec.view import Run, ShownImage, View
 from reroute_view.inputs import Given, images_of, with_pictures
+from torch import Tensor
 
 from .records import Prefill
 from .router import Router
@@ -44,7 +45,7 @@ def view_of(
     if found is not None:
         images = tuple(ShownImage(given.grid) for given in found)
         if inputs is not None:
-            images = with_pictures(found, config, inputs, processor)
+            images = with_pictures(_among(router, done, request, inputs), config, inputs, processor)
     name = getattr(config, "_name_or_path", "") or type(router.model).__name__
     return View(runs, images, _words(router, done, request, processor), name)
 
@@ -83,6 +84,20 @@ def _images(router: Router, done: Prefill, request: int) -> list[Given] | None:
             if found is not None:
                 return found[request // repeats]
     return None
+
+
+def _among(router: Router, done: Prefill, request: int, inputs: Mapping[str, Any]) -> list[Given]:
+    """The images of a request where they are among the inputs, which are not repeated as prompts are for beams."""
+    config: Any = router.model.config
+    assert done.source is not None
+    ids: Any = inputs.get("input_ids")
+    rows: list[list[int]] = ids.tolist() if isinstance(ids, Tensor) else []
+    own = done.source.ids[request].tolist()
+    row = request * len(rows) // len(done.source.ids)
+    found = images_of(router.family.media, config, rows, inputs)
+    if found is None or row >= len(rows) or rows[row] != own:
+        raise RerouteError("inputs", "are of another prompt", "give what the last prefill was given")
+    return found[row]
 
 
 def _rows(router: Router, done: Prefill, request: int) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from reroute_conformance.tiny import NARROW_IMAGE, narrow_llava, picture, tiny_llava, tiny_processor
 from reroute_conformance.tiny_qwen import tiny_qwen
 from reroute_conformance.tracing import load_schedule, trace
@@ -61,7 +62,24 @@ def test_generate_with_beams_repeats_prompts_and_not_grids():
     for request in (0, 1):
         view = routing.show(inputs, QWEN, request=request).view
         assert [(s.grid.rows, s.grid.columns) for s in view.images] == [(2, 5), (3, 2)]
+        assert [len(s.pictures) for s in view.images] == [1, 1]
         assert view.places(view.runs[0])[8] == Place(0, 0, 1, 3)
+        assert routing.show(request=request).view.places(view.runs[0])[8] == Place(0, 0, 1, 3)
+
+
+def test_every_beam_is_shown_with_the_picture_of_its_own_prompt(llava):
+    dark, light = Image.new("RGB", (84, 84), (10, 10, 10)), Image.new("RGB", (84, 84), (240, 240, 240))
+    inputs = asked(["<image> ?", "what is <image> ?"], [dark, light])
+    with routed(llava, HALF) as routing:
+        llava.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+    seen = [routing.show(inputs, tiny_processor(), request=request).view for request in range(4)]
+    assert [pixels(view.images[0].pictures[0]).getpixel((9, 9))[0] > 128 for view in seen] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [view.prompt for view in seen] == ["?", "?", "what is ?", "what is ?"]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
@@ -159,6 +177,11 @@ def test_what_cannot_be_shown_is_refused(llava):
             ({"request": -1}, "request: -1"),
             ({"inputs": inputs}, "processor: is missing"),
             ({"processor": tiny_processor()}, "inputs: is missing"),
+            (
+                {"inputs": asked("<image> what ?", [picture()]), "processor": tiny_processor()},
+                "inputs: are of another",
+            ),
+            ({"inputs": {}, "processor": tiny_processor()}, "inputs: are of another"),
         ):
             with pytest.raises(RerouteError, match=words):
                 routing.show(**given)

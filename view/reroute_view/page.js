@@ -60,8 +60,8 @@ function hatch(context, x, y, size) {
   context.clip();
   const gap = Math.min(9, Math.max(3.5, size / 3));
   lines(context, colours.hatch, Math.min(1.2, Math.max(.6, size / 26)), () => {
-    for (let at = -((x + y) % gap); at < 2 * size; at += gap) // lines go on from cell to cell
-      { context.moveTo(x + at, y); context.lineTo(x + at - size, y + size); }
+    // lines go on from cell to cell
+    for (let at = -((x + y) % gap); at < 2 * size; at += gap) { context.moveTo(x + at, y); context.lineTo(x + at - size, y + size); }
   });
   context.restore();
 }
