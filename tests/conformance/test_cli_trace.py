@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
-from reroute_conformance.tiny import picture
+from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
 from reroute_spec.view import View
 from reroute_view.pictures import pixels
 
@@ -81,6 +81,20 @@ def test_grids_of_a_qwen_are_as_its_processor_makes_them(vlm_reroute, image, tmp
     assert [pixels(s.pictures[0]).size for s in view.images] == [(8 * 28, 6 * 28), (4 * 28, 6 * 28)]
     if model == "tiny-qwen3.5":
         assert [run.name for run in view.runs] == [str(schedule), "mine, removing"]
+
+
+def test_a_checkpoint_in_a_folder_is_loaded_with_its_processor(vlm_reroute, image, tmp_path):
+    tiny_llava().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    found = []
+    for model in ("tiny", str(tmp_path / "model")):
+        path = tmp_path / "trace.json"
+        arguments = ("--model", model, "--image", image, "--prompt", "where is the ball ?", "-o", str(path))
+        code, _, err = vlm_reroute("trace", *arguments)
+        assert code == 0, err
+        found.append(data(path))
+    assert found[0].runs == found[1].runs
+    assert found[0].images == found[1].images
 
 
 def schedule_file(folder, decisions, action="reroute"):
