@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench demo mutants port test test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench demo grounding mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -22,8 +22,12 @@ port: $(STAMP)
 	$(MAKE) -C examples/port-c
 	$(BIN)/vlm-reroute conform --cmd examples/port-c/port
 
+# what takes processes, hundreds of requests or the making of every vector is test-slow
 test: $(STAMP)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -n 2 -m slow
 
 # every Triton kernel compiled for sm_80 and sm_90, without a GPU: no spills, no growth; -full: every dtype and head dimension, sm_100 and gfx942 too
 kernels: $(STAMP)
@@ -43,13 +47,17 @@ fused-full: $(STAMP)
 # kernels does not depend on versions
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest -n 2 tests/optimized --ignore tests/optimized/kernels/test_mutants.py
+	$(OLDEST)/bin/pytest -n 2 -m "not slow" tests/optimized --ignore tests/optimized/kernels/test_mutants.py
 	$(OLDEST)/bin/python -m reroute_optimized.kernels.gate
 	$(OLDEST)/bin/vlm-reroute conform --target optimized-torch --profiles core,cache,hf --jobs 2 --report $(OLDEST)/report
 
 # what routing costs on this machine, which should do nothing else meanwhile: the README's table and a page
 bench: $(STAMP)
 	$(BIN)/vlm-reroute bench --json benchmarks/results/cpu.json --html reroute-report/bench.html --readme README.md
+
+# removal against rerouting on a small trained model: a first look, in minutes; benchmarks/grounding says how the whole is made
+grounding: $(STAMP)
+	$(BIN)/python -m benchmarks.grounding.evaluate --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,6 +14,11 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="cpu in float32, or cuda in bfloat16")
 
 
+def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("benchmarks need pytest-benchmark: pip install 'vlm-reroute[bench]'")
+
+
 def pytest_generate_tests(metafunc):
     """Every case of the suite that a file is named for, by everybody."""
     suite = metafunc.module.__name__.rpartition("test_")[2]

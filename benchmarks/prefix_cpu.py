@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from reroute_conformance.bench.machine import Place, facts
 from reroute_conformance.bench.models import BEFORE, NARROW, TEXT, VISUAL, decoder, rows
-from reroute_conformance.bench.timing import Times, measure, until_calm
+from reroute_conformance.bench.tables import counted
+from reroute_conformance.bench.timing import Times, measure, times_faster, until_calm
 from reroute_optimized import routed
 from reroute_spec import Schedule, cost, plan, prefix_cost
 from reroute_spec.plan import visual_flags
@@ -58,15 +59,12 @@ def predicted(schedule: Schedule, questions: int) -> float:
 
 
 def report(name: str, times: dict[str, Times], expected: float, tries: int) -> dict[str, Any]:
-    """Least and median of each in seconds, and how many times faster the prefix makes it."""
+    """Least and median of each in seconds, and how many times faster the prefix makes it, round by round."""
     measured = {
         way: {"min_s": own.least, "median_s": own.median, "spread": own.spread} for way, own in times.items()
     }
-    ratios = {
-        f"{statistic}_x": measured["without"][f"{statistic}_s"] / measured["with"][f"{statistic}_s"]
-        for statistic in ("min", "median")
-    }
-    return {"preset": name, "measured": measured, **ratios, "flops_x": expected, "tries": tries}
+    faster = list(times_faster(times["without"], times["with"]))
+    return {"preset": name, "measured": measured, "faster": faster, "flops_x": expected, "tries": tries}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -74,9 +72,10 @@ def show(result: dict[str, Any]) -> None:
     print(f"\n{result['preset']}\n{'':<12}{'min s':>10}{'median s':>12}{'spread':>10}")
     for way, row in result["measured"].items():
         print(f"{way:<12}{row['min_s']:>10.2f}{row['median_s']:>12.2f}{row['spread']:>10.1%}")
+    median, low, high = result["faster"]
     print(
-        f"with the prefix x{result['min_x']:.3f} (min), x{result['median_x']:.3f} (median);"
-        f" by the cost model's FLOPs x{result['flops_x']:.3f}"
+        f"with the prefix x{median:.3f}, quartiles {low:.3f} and {high:.3f}; "
+        f"by the cost model's FLOPs x{result['flops_x']:.3f}"
     )
 
 
@@ -92,7 +91,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = []
     if not options.json:
-        print(f"{facts(PLACE)}\n{options.questions} questions on one image, {options.rounds} rounds")
+        print(
+            f"{facts(PLACE)}\n{counted(options.questions, 'question')} on one image, {counted(options.rounds, 'round')}"
+        )
     for name in options.preset or PRESETS:
         schedule = Schedule.load(name, NARROW.num_layers)
         ways = candidates(decoder(NARROW, PLACE), schedule, options.questions)

@@ -98,6 +98,8 @@ def main() -> None:
         alike = all(decisions == decided for decisions, _ in everybody)
         print("every process decided alike, bit for bit" if alike else "THE PROCESSES DISAGREE")
         print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    # gloo's threads live on after destroy; one that still held the last answer when Python ends would abort the process
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from reroute_spec.rules import rules
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,6 +78,7 @@ def launched(*command):
     return printed
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_models_heads_decide_alike():
     printed = launched(
         "torch.distributed.run",
@@ -88,6 +90,7 @@ def test_processes_that_share_a_models_heads_decide_alike():
     assert "every process decided alike, bit for bit" in printed
 
 
+@pytest.mark.slow
 def test_accelerate_divides_pictures_among_processes():
     printed = launched(
         "accelerate.commands.launch",

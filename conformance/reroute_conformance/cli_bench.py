@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ _Targets = Annotated[
 
 @app.command()
 def bench(
+    context: typer.Context,
     target: _Targets = None,
     external: Annotated[
         list[Path] | None,
@@ -44,7 +46,10 @@ def bench(
         int | None, typer.Option(min=1, help="Of torch. Left out: as many as it takes by itself.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu in float32, or cuda in bfloat16.")] = "cpu",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the run here, as JSON.")] = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the run here, as JSON; until it ends, beside it as NAME.partial."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the run here, as one page with plots.")] = None,
     saved: Annotated[
         Path | None, typer.Option("--from", help="Measure nothing: take the run that --json wrote.")
@@ -71,6 +76,11 @@ def bench(
     if cmd is not None:
         problem = "a command is not timed: models and caches would travel as files, and their way would be all that is seen"
         raise RerouteError("--cmd", problem, "give --target or --external, or time it in its own language")
+    # torch's profiler, which counts allocations, would log into the progress bar; it reads this when it is loaded
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from .bench.saved import read
+    from .bench.terminal import show, show_comparison
+
     if html is not None:
         from .bench.plots import check_matplotlib
 
@@ -78,26 +88,72 @@ def bench(
     for option, path in (("--json", json_path), ("--html", html)):  # before minutes are spent
         if path is not None and path.is_dir():
             raise RerouteError(option, f"{path} is a folder", "give a file")
-    old = None if compare is None else _read("--compare", compare)
     if saved is not None:
-        record = _read("--from", saved)
-    else:
-        record = _measured(target, external or [], suite, rounds, threads, device)
-    if saved is None:
-        _print(record)
-    if json_path is not None:
-        _write("--json", json_path, json.dumps(record, indent=1) + "\n")
-    changed = None if old is None else _changes(old, record)
+        _refuse_with_from(context)
+    old = None if compare is None else read("--compare", compare)
+    record = None if saved is None else read("--from", saved)
+    if readme is not None:
+        from .bench.readme import check_marks
+
+        check_marks(readme, _device(device) if record is None else record["machine"]["device"])
+
+    # a run that is cut short leaves what it had, and the run before it whole
+    partial = None if json_path is None else json_path.with_name(json_path.name + ".partial")
+
+    def keep(record: dict[str, Any]) -> None:
+        if partial is not None:
+            _write("--json", partial, json.dumps(record, indent=1) + "\n")
+
+    if record is None:
+        record = _measured(target, external or [], suite, rounds, threads, device, keep)
+    if json_path is not None and partial is not None:
+        keep(record)
+        partial.replace(json_path)
+    show(record)
+    comparison = None
+    if old is not None:
+        from .bench.compare import compare as compared
+
+        comparison = compared(old, record)
+        show_comparison(comparison)
     if html is not None:
         from .bench.page import page
 
-        _write("--html", html, page(record, changed))
+        _write("--html", html, page(record, comparison))
     if readme is not None:
-        from .bench.tables import markdown, write_between
+        from .bench.readme import markdown, write_between
 
         write_between(readme, record["machine"]["device"], markdown(record))
     if saved is None:
         raise typer.Exit(_exit_code(record, named=bool(target or external)))
+
+
+def _refuse_with_from(context: typer.Context) -> None:
+    """Options of measuring say nothing of a run that is over, and would be taken for what it was made with."""
+    from reroute_spec import RerouteError
+
+    given = [
+        f"--{name}"
+        for name in ("target", "external", "suite", "rounds", "threads", "device")
+        if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+    ]
+    if given:
+        verb = "has" if len(given) == 1 else "have"
+        problem = f"measures nothing: {', '.join(given)} {verb} no meaning with it"
+        raise RerouteError(
+            "--from", problem, "leave it out, or measure" if len(given) == 1 else "leave them out, or measure"
+        )
+
+
+def _device(name: str) -> str:
+    """A device that is here.
+
+    Raises:
+        RerouteError: it is not.
+    """
+    from .bench.run import check_device
+
+    return check_device(name).device
 
 
 def _measured(
@@ -107,9 +163,9 @@ def _measured(
     rounds: int,
     threads: int | None,
     device: str,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    # torch's profiler, which counts allocations, would log into the progress bar; it reads this when it is loaded
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    """A run; what there is of it is kept after every case, so that one that is cut short has left what it had."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -130,10 +186,12 @@ def _measured(
         def on_case(case: Any) -> None:
             progress.update(task, description=f"{case.suite}: {case.name}", advance=1)
 
-        record = run_cases(cases, admitted, place, Rates.measured(place), rounds, on_case)
-    record["command"] = shlex.join(["vlm-reroute", *sys.argv[1:]])
-    record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return record
+        def so_far(record: dict[str, Any]) -> None:
+            record["command"] = shlex.join(["vlm-reroute", *sys.argv[1:]])
+            record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+            keep(record)
+
+        return run_cases(cases, admitted, place, Rates.measured(place), rounds, on_case, so_far)
 
 
 def _exit_code(record: dict[str, Any], *, named: bool) -> int:
@@ -142,68 +200,6 @@ def _exit_code(record: dict[str, Any], *, named: bool) -> int:
     measured = {name for case in record["cases"] for name in case["measured"]}
     everybody = all(entry["timed"] and entry["name"] in measured for entry in record["targets"])
     return _UNTIMED if named and not everybody else 0
-
-
-def _print(record: dict[str, Any]) -> None:
-    from .bench.tables import TITLES, columns, machine_line, rows, suites
-    from .bench.timing import MOST_SPREAD
-    from .cli import _console, _table
-
-    console = _console()
-    console.width = max(console.width, 140)  # names are not to be cut where there is no terminal
-    for name, cases in suites(record).items():
-        table = _table(TITLES[name], 2, "case", "who", *columns(cases[0]))
-        for case in cases:
-            for row in rows(case):
-                table.add_row(row.case, row.name, *row.cells)
-        console.print(table)
-        for case in cases:
-            for who, reason in case.get("unmeasured", {}).items():
-                typer.echo(f"{case['case']}: {who} is not measured: {reason}")
-            if case.get("spread", 0.0) > MOST_SPREAD:
-                typer.echo(
-                    f"{case['case']}: times spread by up to {case['spread']:.0%} after {case['tries']} tries: "
-                    "the machine was not idle"
-                )
-    for entry in record["fits"]:
-        typer.echo(
-            f"{entry['model']}, {entry['memory_gib']} GiB: {entry['unrouted']} requests fit unrouted, {entry['routed']} under "
-            f"{entry['schedule']}"
-        )
-    for entry in record["targets"]:
-        if not entry["timed"]:
-            typer.echo(f"{entry['name']}: not timed: {entry['reason']}")
-    typer.echo(machine_line(record))
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> Any:
-    from .bench.compare import changes, same_machine
-
-    found = changes(old, new)
-    typer.echo(f"Since {old['date']}: {len(found) or 'no'} changes beyond noise")
-    if not same_machine(old, new):
-        typer.echo("Another machine: ratios are compared, seconds are not.")
-    for change in found:
-        word = "better" if change.better else "worse"
-        typer.echo(
-            f"  {change.suite}, {change.case}, {change.name}: {change.what} {change.before:.4g} -> {change.after:.4g}, {word}"
-        )
-    return found
-
-
-def _read(option: str, path: Path) -> dict[str, Any]:
-    from reroute_spec import RerouteError
-
-    from .bench.run import FORMAT
-
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RerouteError(option, f"{path} cannot be read ({error})", "give what --json wrote") from None
-    parts = {"cases", "machine", "rates", "targets", "date"}
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not parts <= record.keys():
-        raise RerouteError(option, f"{path} is no run", "give what --json wrote")
-    return record
 
 
 def _write(option: str, path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ offset tables) is the caller's word, since looking would stop the device. None h
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,155 +13,24 @@ import torch
 from reroute_spec import RerouteError
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-INDEX = (torch.int32,)
-MOST_REQUESTS = 65535
-"""Programs along the second and third axis of a grid."""
+from .ops_checks import (
+    INDEX,
+    MOST_REQUESTS,
+    check_angles,
+    check_count,
+    check_covered,
+    check_disjoint,
+    check_first,
+    check_heads,
+    check_number,
+    check_pages,
+    check_starts,
+    check_tensor,
+    check_width,
+    check_written,
+)
 
 _library: Any = torch.library.Library("reroute", "DEF")  # type: ignore[no-untyped-call]
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, slowly, on a CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def check_device(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a device on which the kernels cannot run; nothing else is run in their place.
-
-    Raises:
-        RerouteError: neither a GPU nor Triton's interpreter on a CPU; bfloat16 in the interpreter, which gets it wrong.
-    """
-    if interpreted() and dtype == torch.bfloat16:
-        raise RerouteError(
-            "dtype",
-            "Triton's interpreter computes bfloat16 wrongly",
-            "use float32 or float16, or a GPU without TRITON_INTERPRET=1",
-        )
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
-        raise RerouteError(
-            "device",
-            f"the Triton kernels do not run on {device.type!r}",
-            "move the tensors to a CUDA or ROCm device, use backend='torch', or set TRITON_INTERPRET=1 before "
-            "triton is imported to run them slowly on a CPU",
-        )
-
-
-def check_tensor(
-    name: str,
-    x: Any,
-    shape: Sequence[int | None],
-    dtypes: Sequence[torch.dtype],
-    like: Tensor,
-    dense: int = 1,
-) -> None:
-    """Refuse ``x`` unless it has that shape (None: any length), one of the dtypes, the device of ``like``, its last ``dense``
-    dimensions dense, and no gradient to be lost.
-    """
-    if not isinstance(x, Tensor):
-        raise RerouteError(name, f"is a {type(x).__name__}", f"give a tensor {_words(shape)}")
-    if x.dim() != len(shape) or any(n is not None and n != m for n, m in zip(shape, x.shape, strict=True)):
-        raise RerouteError(name, f"has the shape {list(x.shape)}", f"give {_words(shape)}")
-    if x.dtype not in dtypes:
-        known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise RerouteError(name, f"is {str(x.dtype).removeprefix('torch.')}", f"give {known}")
-    if x.device != like.device:
-        raise RerouteError(name, f"is on {x.device}", f"move it to {like.device}, where the others are")
-    if x.numel() and not _dense(x, dense):
-        raise RerouteError(
-            name, f"has the strides {list(x.stride())}", f"make its last {dense} dimensions contiguous"
-        )
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RerouteError(
-            name, "requires a gradient, and the kernels have none", "call under torch.no_grad()"
-        )
-
-
-def check_written(name: str, x: Tensor) -> None:
-    """Refuse a tensor that is written to and whose elements lie on one another."""
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        raise RerouteError(name, "is expanded, and is written to", "give a tensor of its own: x.contiguous()")
-
-
-def _words(shape: Sequence[int | None]) -> str:
-    return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
-
-
-def check_first(name: str, x: Any, dims: int, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
-    """:func:`check_device` and :func:`check_tensor` of the tensor that the others are measured by."""
-    check_tensor(name, x, [None] * dims, dtypes, x)
-    check_device(x.device, x.dtype)
-
-
-def _dense(x: Tensor, dims: int) -> bool:
-    expected = 1
-    for dim in range(x.dim() - 1, x.dim() - 1 - dims, -1):
-        if x.shape[dim] != 1 and x.stride(dim) != expected:
-            return False
-        expected *= x.shape[dim]
-    return True
-
-
-def _check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise RerouteError(name, f"is a {type(value).__name__}", "give an integer")
-    if value < least or (most is not None and value > most):
-        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise RerouteError(name, f"{value}", f"give an integer {limit}")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
-        raise RerouteError(name, f"is a {type(value).__name__}", "give a float")
-
-
-def _check_starts(name: str, x: Any, members: int | None, like: Tensor) -> None:
-    """[members + 1] int32, at most as many members as a grid has programs along its shorter axes."""
-    check_tensor(name, x, [members], INDEX, like)
-    if not 1 <= x.shape[0] <= MOST_REQUESTS + 1:
-        raise RerouteError(
-            name, f"has {x.shape[0]} entries", f"give from 1 to {MOST_REQUESTS + 1}: starts, and the end"
-        )
-
-
-def _check_angles(cos: Tensor, sin: Any, axes: Any, rows: int | None, head_dim: int, like: Tensor) -> None:
-    shape: list[int | None] = [rows, None] if axes is None else [None, rows, None]
-    check_tensor("cos", cos, shape, FLOATS, like)
-    check_tensor("sin", sin, list(cos.shape), (cos.dtype,), like)
-    if cos.stride() != sin.stride():
-        raise RerouteError(
-            "sin", f"has the strides {list(sin.stride())}", f"lay it out like cos: {list(cos.stride())}"
-        )
-    rotary = cos.shape[-1]
-    if rotary % 2 or rotary > head_dim:
-        raise RerouteError(
-            "cos", f"turns {rotary} channels", f"give an even number up to head_dim, {head_dim}"
-        )
-    if axes is not None:
-        check_tensor("axes", axes, [rotary], INDEX, like)
-
-
-def _check_heads(num_heads: int, kv_heads: int) -> None:
-    if kv_heads == 0 or num_heads == 0 or num_heads % kv_heads:
-        raise RerouteError(
-            "query", f"has {num_heads} heads, the keys {kv_heads}", "give a multiple of theirs"
-        )
-
-
-def _check_covered(name: str, rows: Tensor, starts: Tensor) -> None:
-    if starts.shape[0] == 1 and rows.shape[0]:
-        raise RerouteError(
-            name, f"has {rows.shape[0]} rows of no request", "let cu_seqlens end at their number"
-        )
-
-
-def _check_width(name: str, width: int) -> None:
-    from .kernels.table import MOST_CHANNELS
-
-    if width > MOST_CHANNELS:
-        raise RerouteError(
-            name, f"has {width} channels", f"the kernel holds up to {MOST_CHANNELS} in one program"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- score
@@ -206,21 +74,21 @@ def score_last_row(
     """
     check_first("key", key, 3)
     check_tensor("query", query, [None, None, key.shape[2]], (key.dtype,), key)
-    _check_heads(query.shape[1], key.shape[1])
+    check_heads(query.shape[1], key.shape[1])
     if cos is not None:
-        _check_angles(cos, sin, axes, key.shape[0], key.shape[2], key)
+        check_angles(cos, sin, axes, key.shape[0], key.shape[2], key)
         if rotated is not None:
             check_tensor("rotated", rotated, list(key.shape), (key.dtype,), key, dense=3)
     elif sin is not None or axes is not None or rotated is not None:
         raise RerouteError(
             "cos", "is None beside sin, axes or rotated", "give it, or none of them: keys are turned then"
         )
-    _check_starts("cu_seqlens", cu_seqlens, None, key)
-    _check_starts("cu_queries", cu_queries, cu_seqlens.shape[0], key)
-    _check_covered("key", key, cu_seqlens)
-    _check_number("scale", scale)
-    _check_count("max_rows", max_rows, 0)
-    _check_count("max_queries", max_queries, 1)
+    check_starts("cu_seqlens", cu_seqlens, None, key)
+    check_starts("cu_queries", cu_queries, cu_seqlens.shape[0], key)
+    check_covered("key", key, cu_seqlens)
+    check_number("scale", scale)
+    check_count("max_rows", max_rows, 0)
+    check_count("max_queries", max_queries, 1)
     if heads not in ("mean", "max"):
         raise RerouteError("heads", repr(heads), "give 'mean' or 'max'")
     scores: Tensor = torch.ops.reroute.score_last_row(
@@ -266,16 +134,16 @@ def select_compact(
     """
     check_first("scores", scores, 1, (torch.float32,))
     check_tensor("candidates", candidates, [None], INDEX, scores)
-    _check_starts("cu_candidates", cu_candidates, None, scores)
-    _check_starts("cu_selected", cu_selected, cu_candidates.shape[0], scores)
+    check_starts("cu_candidates", cu_candidates, None, scores)
+    check_starts("cu_selected", cu_selected, cu_candidates.shape[0], scores)
     check_tensor("always", always, list(scores.shape), (torch.bool,), scores)
-    _check_starts("cu_seqlens", cu_seqlens, None, scores)
-    _check_starts("cu_active", cu_active, cu_seqlens.shape[0], scores)
-    _check_covered("scores", scores, cu_seqlens)
-    _check_count("max_candidates", max_candidates, 0)
-    _check_count("max_rows", max_rows, 0)
-    _check_count("num_selected", num_selected, 0, candidates.shape[0])
-    _check_count("num_active", num_active, 0, scores.shape[0])
+    check_starts("cu_seqlens", cu_seqlens, None, scores)
+    check_starts("cu_active", cu_active, cu_seqlens.shape[0], scores)
+    check_covered("scores", scores, cu_seqlens)
+    check_count("max_candidates", max_candidates, 0)
+    check_count("max_rows", max_rows, 0)
+    check_count("num_selected", num_selected, 0, candidates.shape[0])
+    check_count("num_active", num_active, 0, scores.shape[0])
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.reroute.select_compact(
         scores,
         candidates,
@@ -326,8 +194,8 @@ def gather_rmsnorm(stream: Tensor, index: Tensor, weight: Tensor, epsilon: float
     check_first("stream", stream, 2)
     check_tensor("index", index, [None], INDEX, stream)
     check_tensor("weight", weight, [stream.shape[1]], (stream.dtype,), stream)
-    _check_number("epsilon", epsilon)
-    _check_width("stream", stream.shape[1])
+    check_number("epsilon", epsilon)
+    check_width("stream", stream.shape[1])
     result: tuple[Tensor, Tensor] = torch.ops.reroute.gather_rmsnorm(stream, index, weight, epsilon)
     return result
 
@@ -337,9 +205,9 @@ def add_rmsnorm(residual: Tensor, delta: Tensor, weight: Tensor, epsilon: float)
     check_first("residual", residual, 2)
     check_tensor("delta", delta, list(residual.shape), (residual.dtype,), residual)
     check_tensor("weight", weight, [residual.shape[1]], (residual.dtype,), residual)
-    _check_number("epsilon", epsilon)
+    check_number("epsilon", epsilon)
     check_written("residual", residual)
-    _check_width("residual", residual.shape[1])
+    check_width("residual", residual.shape[1])
     normed: Tensor = torch.ops.reroute.add_rmsnorm(residual, delta, weight, epsilon)
     return normed
 
@@ -367,17 +235,6 @@ def write_back(stream: Tensor, index: Tensor, residual: Tensor, delta: Tensor) -
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache
-
-
-def _check_pages(key_pages: Tensor, value_pages: Any, kv_heads: int | None, like: Tensor) -> None:
-    check_tensor("key_pages", key_pages, [None, None, kv_heads, like.shape[-1]], (like.dtype,), like)
-    check_tensor("value_pages", value_pages, list(key_pages.shape), (like.dtype,), like)
-    if key_pages.stride() != value_pages.stride():
-        raise RerouteError(
-            "value_pages", "is laid out otherwise than key_pages", "give both the same strides"
-        )
-    if key_pages.shape[0] > 1 and key_pages.stride(0) != key_pages.shape[1] * key_pages.stride(1):
-        raise RerouteError("key_pages", "has gaps between its pages", "lay page after page, row after row")
 
 
 def rope_kv_write(
@@ -408,11 +265,11 @@ def rope_kv_write(
     count, _, head_dim = query.shape
     check_tensor("key", key, [count, None, head_dim], (query.dtype,), query)
     check_tensor("value", value, list(key.shape), (query.dtype,), query)
-    _check_heads(query.shape[1], key.shape[1])
-    _check_angles(cos, sin, axes, None, head_dim, query)
+    check_heads(query.shape[1], key.shape[1])
+    check_angles(cos, sin, axes, None, head_dim, query)
     check_tensor("rows", rows, [count], INDEX, query)
     check_tensor("slots", slots, [count], (torch.int64,), query)
-    _check_pages(key_pages, value_pages, key.shape[1], query)
+    check_pages(key_pages, value_pages, key.shape[1], query)
     check_written("key_pages", key_pages)
     check_written("value_pages", value_pages)
     turned: tuple[Tensor, Tensor] = torch.ops.reroute.rope_kv_write(
@@ -444,13 +301,13 @@ def decode_paged(
         [R, H, D] in the dtype of ``query``.
     """
     check_first("query", query, 3)
-    _check_pages(key_pages, value_pages, None, query)
-    _check_heads(query.shape[1], key_pages.shape[2])
+    check_pages(key_pages, value_pages, None, query)
+    check_heads(query.shape[1], key_pages.shape[2])
     check_tensor("block_table", block_table, [query.shape[0], None], INDEX, query)
     check_tensor("lengths", lengths, [query.shape[0]], INDEX, query)
-    _check_number("scale", scale)
-    _check_count("max_length", max_length, 0)
-    _check_count("requests", query.shape[0], 0, MOST_REQUESTS)
+    check_number("scale", scale)
+    check_count("max_length", max_length, 0)
+    check_count("requests", query.shape[0], 0, MOST_REQUESTS)
     if max_length > block_table.shape[1] * key_pages.shape[1]:
         raise RerouteError(
             "max_length",
@@ -483,7 +340,7 @@ def _register(
 
     def run(*args: Any) -> Any:
         for written, read in disjoint:
-            _check_disjoint(written, args[names.index(written)], args[names.index(read)], read)
+            check_disjoint(written, args[names.index(written)], args[names.index(read)], read)
         import importlib  # triton is imported where a kernel runs, not before
 
         return getattr(importlib.import_module(f"{__package__}.kernels.{module}"), function)(*args)
@@ -491,21 +348,6 @@ def _register(
     for key in ("CPU", "CUDA"):
         _library.impl(name, run, key)
     torch.library.register_fake(f"reroute::{name}", fake, lib=_library)
-
-
-def _check_disjoint(name: str, written: Tensor | None, read: Tensor, other: str) -> None:
-    if written is None or not written.numel() or not read.numel():
-        return
-    (first, last), (start, end) = _extent(written), _extent(read)
-    if written.device == read.device and first < end and start < last:
-        raise RerouteError(
-            name, f"shares memory with {other}, and is written to", "give it memory of its own"
-        )
-
-
-def _extent(x: Tensor) -> tuple[int, int]:
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _fake_select(scores: Tensor, candidates: Tensor, cu_candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from . import canonical
 from .api import routed
 from .first_stage import first_stage
-from .ops import interpreted, select_compact
+from .ops import select_compact
+from .ops_checks import interpreted
 from .probe import Probe, Replay
 from .selection import select_places
 from .target_place import placed

@@ -12,6 +12,7 @@ from reroute_spec import RerouteError
 CHECKS = {check.name: check for check in checks()}
 RANKED = "tests.conformance.ranked:"
 PATIENCE = 3.0
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -375,6 +375,7 @@ def gone(pid, *, orphan):
     return False
 
 
+@pytest.mark.slow
 def test_no_process_is_left_behind(scripted, tmp_path):
     pids = tmp_path / "pids"
     body = f"""
@@ -531,7 +532,7 @@ def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, por
 )  # fmt: skip
 def test_what_a_port_gets_wrong_is_named(tmp_path, old, new, check, rule):
     target = CommandTarget(build(tmp_path / "port-c", old, new))
-    result = run_check(CHECKS[check], target)
+    result = run_check(CHECKS[check], target, shrink=False)
     target.close()
     assert result.failure is not None
     assert result.failure.violation.rule == rule

@@ -79,11 +79,13 @@ def test_every_rule_that_refuses_schedules_has_a_vector_by_hand():
     assert {f"RR-CFG-00{number}" for number in range(1, 9)} <= refused
 
 
+@pytest.mark.slow
 def test_all_is_made_again_bit_for_bit(made_before):
     assert regenerate.differences() == []
     assert vector_digest() == json.loads((V1 / "MANIFEST.json").read_text())["digest"]
 
 
+@pytest.mark.slow
 def test_a_machine_with_other_kernels_makes_the_same_bits():
     code = """
 from reroute_conformance.tolerance import same
@@ -292,6 +294,7 @@ def failing(name, check, tmp_path):
     ("name", "check"),
     [("deferred-rows-run-through-the-mlp", "route"), ("spans-ignored", "llava")],
 )
+@pytest.mark.slow
 def test_a_failure_replays_in_a_new_process(name, check, tmp_path):
     failure = failing(name, check, tmp_path)
     assert failure.replay == f"vlm-reroute replay {failure.path} --target mutant:{name}"

@@ -24,6 +24,7 @@ def _importable(monkeypatch):
         sys.modules.pop(stem, None)
 
 
+@pytest.mark.slow
 def test_every_property_of_the_enumeration_holds():
     counts = importlib.import_module("enumeration").main()
     assert len(counts) == 13

@@ -57,6 +57,11 @@ def kv_bytes(target: Target, work: Work) -> int:
     )
 
 
+def cache_bytes(cache: Any) -> int:
+    """Bytes of keys and values in a transformers cache whose blocks hold tensors."""
+    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers)
+
+
 def fits(presets: Sequence[str]) -> list[dict[str, Any]]:
     """How many requests fit beside the blocks' weights, unrouted and routed, by the cost model, with room for decode.
 

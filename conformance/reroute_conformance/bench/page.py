@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .compare import Change
+from .compare import Comparison
 from .plots import curves, speeds
-from .tables import TITLES, columns, duration, machine_line, rows, size, suites
+from .tables import QUARTILES, TITLES, columns, machine_line, moved, rows, suites, untold
 from .works import MAP, PLAIN, UNROUTED
 
 _BARS = ("prefill", "block", "decode", "score", "select", "cache")
@@ -23,17 +23,17 @@ _AXES = {
 }
 
 
-def page(record: dict[str, Any], changes: Sequence[Change] | None = None) -> str:
+def page(record: dict[str, Any], comparison: Comparison | None = None) -> str:
     """The page of a run. Every text in it is escaped, whoever it is from.
 
     Args:
         record: see :mod:`~reroute_conformance.bench.run`.
-        changes: since an earlier run; None where there is none to compare with.
+        comparison: with an earlier run; None where there is none to compare with.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "size": size}
+    environment.filters |= {"moved": moved, "untold": untold}
     template = files("reroute_conformance.bench").joinpath("page.html.jinja").read_text("utf-8")
     by_suite, order = suites(record), _order(record)
     scaling = by_suite.pop("scaling", [])
@@ -44,11 +44,11 @@ def page(record: dict[str, Any], changes: Sequence[Change] | None = None) -> str
             {
                 "name": name,
                 "title": TITLES[name],
-                "columns": columns(cases[0]),
-                "rows": [row for case in cases for row in rows(case)],
+                "columns": columns(cases),
+                "rows": [row for case in cases for row in rows(case, cases)],
                 "base": cases[0].get("base"),
                 "plot": Markup(speeds(cases, order, f"times {cases[0]['base']}'s speed"))
-                if name in _BARS
+                if name in _BARS and any(case["measured"] for case in cases)
                 else None,
             }
             for name, cases in by_suite.items()
@@ -56,7 +56,8 @@ def page(record: dict[str, Any], changes: Sequence[Change] | None = None) -> str
         curves=[
             _curve(axis, scaling, order) for axis in _AXES if any(case["axis"] == axis for case in scaling)
         ],
-        changes=changes,
+        comparison=comparison,
+        quartiles=QUARTILES,
         unrouted=UNROUTED,
         plain=PLAIN,
     )
@@ -74,13 +75,16 @@ def _curve(axis: str, scaling: Sequence[dict[str, Any]], order: Sequence[str]) -
     return {
         "axis": axis,
         "title": _AXES[axis],
-        "speed": Markup(curves(cases, order, axis, "times unrouted", lambda own: float(own["faster"][0]))),
+        "speed": Markup(curves(cases, order, axis, "times unrouted", lambda own: own["faster"])),
         "overhead": Markup(curves(cases, order, axis, "% of the time", overhead)),
-        "columns": columns(cases[0]),
-        "rows": [row for case in cases for row in rows(case)],
+        "columns": columns(cases),
+        "rows": [row for case in cases for row in rows(case, cases)],
     }
 
 
-def overhead(own: dict[str, Any]) -> float | None:
-    """Percent of a routed prefill that its blocks, called plainly, do not take."""
-    return 100 * (1 - float(own["of_floor"][0])) if "of_floor" in own else None
+def overhead(own: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Percent of a routed prefill that its blocks, called plainly, do not take: median and quartiles."""
+    if "of_floor" not in own:
+        return None
+    median, low, high = own["of_floor"]
+    return 100 * (1 - median), 100 * (1 - high), 100 * (1 - low)

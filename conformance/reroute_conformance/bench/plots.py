@@ -13,7 +13,8 @@ from reroute_spec import RerouteError
 from .works import MAP, PLAIN, UNROUTED
 
 _INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
-_WIDTH = 4.8  # inches: about a phone's, so that words there are as large as the page's
+_WIDTH, _WORDS, _SMALL = 4.3, 12, 11
+"""Inches and points. A phone shows a plot about as many of its pixels wide as this has points, so words have a page's sizes there."""
 _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
 """Colours that stand for the page's variables ``--series-0`` …; who is measured keeps the same one in all plots."""
 
@@ -29,22 +30,21 @@ def check_matplotlib() -> None:
 
 
 def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) -> str:
-    """Bars: how many times the base's speed everybody has, case by case."""
+    """Bars: how many times the base's speed everybody has. A case's name stands above its bars, where there is room for it."""
+    names = [name for name in order if any(name in case["measured"] for case in cases)]
+    lines = len(names) + 1.4  # of a case: its name, its bars, a gap
 
     def draw(axes: Any) -> None:
-        names = [name for name in order if any(name in case["measured"] for case in cases)]
-        height = 0.8 / len(names)
         for index, name in enumerate(names):
-            shift = (index - (len(names) - 1) / 2) * height
             bars = [
-                (row + shift, *case["measured"][name]["faster"])
+                (row * lines + 1 + index, *case["measured"][name]["faster"])
                 for row, case in enumerate(cases)
                 if name in case["measured"]
             ]
             axes.barh(
                 [place for place, *_ in bars],
                 [median for _, median, _, _ in bars],
-                height * 0.9,
+                0.84,
                 xerr=[
                     [max(0.0, median - low) for _, median, low, _ in bars],
                     [max(0.0, high - median) for _, median, _, high in bars],
@@ -52,7 +52,7 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
                 color=_colour(name, order),
                 label=name,
                 ecolor="#010101",
-                error_kw={"elinewidth": 0.8},
+                error_kw={"elinewidth": 1},
             )
             for place, median, _, high in bars:
                 axes.annotate(
@@ -61,15 +61,24 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
                     (5, 0),
                     textcoords="offset points",
                     va="center",
-                    fontsize=8,
+                    fontsize=_SMALL,
                 )
-        axes.set_yticks(range(len(cases)), [case["case"] for case in cases])
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
+        for row, case in enumerate(cases):
+            axes.annotate(
+                case["case"],
+                (0, row * lines),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=_WORDS,
+                bbox={"facecolor": "#030303", "edgecolor": "none", "pad": 1},  # no line through a name
+            )
+        axes.set_yticks([])
+        axes.set_ylim(len(cases) * lines - 0.8, -0.6)
+        axes.margins(x=0.15)
         axes.set_xlabel(label)
         axes.grid(axis="x", color="#020202", linewidth=0.6)
 
-    return _svg(draw, height=1.1 + 0.22 * len(cases) * len(order), columns=2)
+    return _svg(draw, height=0.6 + 0.26 * lines * len(cases), names=names)
 
 
 def curves(
@@ -77,27 +86,27 @@ def curves(
     order: Sequence[str],
     axis: str,
     label: str,
-    value: Callable[[dict[str, Any]], float | None],
+    value: Callable[[dict[str, Any]], Sequence[float] | None],
 ) -> str:
-    """Lines: a figure along the axis of a scaling curve."""
+    """Lines: a median along the axis of a scaling curve, and its quartiles."""
+    points = {
+        name: [
+            (case["parameters"][axis], *found)
+            for case in cases
+            if name in case["measured"] and (found := value(case["measured"][name])) is not None
+        ]
+        for name in order
+    }
 
     def draw(axes: Any) -> None:
         ticks = [case["parameters"][axis] for case in cases]
-        for name in order:
-            points = [
-                (case["parameters"][axis], found)
-                for case in cases
-                if name in case["measured"] and (found := value(case["measured"][name])) is not None
-            ]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker="o",
-                    markersize=4,
-                    linewidth=1.6,
-                    color=_colour(name, order),
-                    label=name,
-                )
+        for name, own in points.items():
+            if not own:
+                continue
+            places, medians, lows, highs = zip(*own, strict=True)
+            colour = _colour(name, order)
+            axes.fill_between(places, lows, highs, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(places, medians, marker="o", markersize=5, linewidth=1.8, color=colour, label=name)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
@@ -106,7 +115,7 @@ def curves(
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.grid(axis="y", color="#020202", linewidth=0.6)
 
-    return _svg(draw, height=3.1, columns=2)
+    return _svg(draw, height=3.4, names=[name for name, own in points.items() if own])
 
 
 _AXES = {
@@ -124,22 +133,26 @@ def _colour(name: str, order: Sequence[str]) -> str:
     return _SERIES[place % len(_SERIES)]
 
 
-def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
-    """One plot; its legend stands above it."""
+def _svg(draw: Callable[[Any], None], *, height: float, names: Sequence[str]) -> str:
+    """One plot; its legend stands above it, in as many columns as names leave room for."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    columns = 2 if max(map(len, names), default=0) <= 17 else 1
+    height += 0.24 * -(-len(names) // columns)
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vlm-reroute",  # the same run draws the same page
         "text.parse_math": False,  # a target may call itself anything
         "font.family": "sans-serif",
-        "font.size": 9,
+        "font.size": _WORDS,
         "text.color": "#010101",
         "axes.labelcolor": "#010101",
         "axes.edgecolor": "#020202",
         "xtick.color": "#010101",
         "ytick.color": "#010101",
+        "xtick.labelsize": _SMALL,
+        "ytick.labelsize": _SMALL,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
@@ -150,7 +163,7 @@ def _svg(draw: Callable[[Any], None], *, height: float, columns: int) -> str:
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         draw(axes)
-        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.2)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=_SMALL, handlelength=1)
         written = io.StringIO()
         figure.savefig(
             written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from reroute_spec import RerouteError, cost
 from reroute_spec.errors import unknown
+from reroute_spec.schemas import schema
 
 from .admission import Admitted
 from .floors import Floor
 from .machine import Place, Rates, facts
-from .memory import fits, kv_bytes, peak_bytes_on
+from .memory import cache_bytes, fits, kv_bytes, peak_bytes_on
 from .models import decoder
 from .subjects import BESIDE, Subject, UnmeasuredError, subject_of
 from .suites import PRESETS, SUITES, Case
 from .timing import Call, CallError, Times, measure, times_faster, until_calm
 from .works import PLAIN, UNROUTED, Work
 
-FORMAT = "urn:vlm-reroute:bench:1"
+FORMAT: str = schema("bench")["$id"]
 DEFAULT = tuple(name for name in SUITES if name != "scaling")
 _BASES = (UNROUTED, "reference")
 _SLOW = ("reference",)
@@ -50,6 +51,7 @@ def run_cases(
     rates: Rates,
     rounds: int,
     on_case: Callable[[Case], None] = lambda case: None,
+    so_far: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Measure; the result has everything but the command and the date.
 
@@ -60,18 +62,10 @@ def run_cases(
         rates: the most that it does.
         rounds: of every timed case.
         on_case: called before each.
+        so_far: called after each, with what there is until then.
     """
-    records = []
-    sharing = Counter(case.suite for case in cases)
-    for case in cases:
-        on_case(case)
-        if case.suite == "memory":
-            records.append(_weighed(case, admitted, place))
-        else:
-            seconds = (_SCALING if case.suite == "scaling" else _ALLOWANCE) / sharing[case.suite]
-            records.append(_timed(case, admitted, place, rates, rounds, seconds))
-    decoder.cache_clear()
-    return {
+    records: list[dict[str, Any]] = []
+    record = {
         "format": FORMAT,
         "machine": facts(place),
         "rates": asdict(rates),
@@ -87,6 +81,17 @@ def run_cases(
         "cases": records,
         "fits": fits(PRESETS) if any(case.suite == "memory" for case in cases) else [],
     }
+    sharing = Counter(case.suite for case in cases)
+    for case in cases:
+        on_case(case)
+        if case.suite == "memory":
+            records.append(_weighed(case, admitted, place))
+        else:
+            seconds = (_SCALING if case.suite == "scaling" else _ALLOWANCE) / sharing[case.suite]
+            records.append(_timed(case, admitted, place, rates, rounds, seconds))
+        so_far(record)
+    decoder.cache_clear()
+    return record
 
 
 def _timed(
@@ -167,6 +172,8 @@ def _figures(own: Times, times: dict[str, Times], base: str, routed: bool, floor
         "floor": asdict(floor),
         "reached": floor.seconds / own.median,
     }
+    if "reference" in times:
+        figures["of_reference"] = list(times_faster(times["reference"], own))
     if routed and PLAIN in times:
         figures["of_floor"] = list(times_faster(times[PLAIN], own))
     return figures
@@ -187,7 +194,10 @@ def _weighed(case: Case, admitted: Sequence[Admitted], place: Place) -> dict[str
     for subject in _subjects(admitted):
         try:
             with torch.no_grad():
-                weighed = {"peak_bytes": peak_bytes_on(place.device, subject.prepare(work))}
+                call = subject.prepare(work)
+                weighed = {"peak_bytes": peak_bytes_on(place.device, call)}
+                if subject.name == UNROUTED:
+                    weighed["kv_bytes"] = cache_bytes(call())
             if subject.name in targets:
                 weighed["kv_bytes"] = kv_bytes(targets[subject.name], work)
         except UnmeasuredError as reason:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from reroute_spec import RerouteError
+from .compare import Change, Ratio, Unpaired
+from .works import UNROUTED
 
-from .works import PLAIN, UNROUTED
-
-_SHOWN = ("prefill", "decode", "block", "score", "select", "cache")
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+QUARTILES = "medians of the rounds' own, in brackets their first and third quartile (least and largest of three rounds)"
 TITLES = {
     "select": "Select: which rows a decision keeps",
     "score": "Score: one decision's scores",
@@ -42,17 +39,17 @@ class Row:
     reason: str = ""
 
 
-def columns(case: dict[str, Any]) -> tuple[str, ...]:
-    """Headings of :attr:`Row.cells` in a suite of cases like this one."""
-    if case["suite"] == "memory":
+def columns(cases: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Headings of :attr:`Row.cells` in the table of these cases, which are of one suite."""
+    if cases[0]["suite"] == "memory":
         return "KV held", "of unrouted", "by the plan", "peak allocation"
-    faster = f"times {case['base']}'s speed"
+    faster = f"times {cases[0]['base']}'s speed"
     shared = ("median", "spread", faster, "least possible", "reached")
-    return (
-        (*shared, "of the floor's speed")
-        if any("of_floor" in own for own in case["measured"].values())
-        else shared
-    )
+    return (*shared, "of the floor's speed") if _floored(cases) else shared
+
+
+def _floored(cases: Sequence[dict[str, Any]]) -> bool:
+    return any("of_floor" in own for case in cases for own in case["measured"].values())
 
 
 def suites(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -63,39 +60,82 @@ def suites(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def rows(case: dict[str, Any]) -> Iterator[Row]:
-    """The lines of one case."""
-    title = case["case"]
+def rows(case: dict[str, Any], cases: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """The lines of one case in the table of ``cases``."""
+    title, floored = case["case"], _floored(cases)
     for name, own in case["measured"].items():
-        yield Row(
-            title, name, tuple(_weight(case, name, own) if case["suite"] == "memory" else _time(case, own))
-        )
+        cells = _weight(case, name, own) if case["suite"] == "memory" else _time(own, floored)
+        yield Row(title, name, tuple(cells))
         title = ""
-    for name, reason in case.get("unmeasured", {}).items():
+    for name, reason in case["unmeasured"].items():
         yield Row(title, name, (), reason)
+        title = ""
 
 
-def _time(case: dict[str, Any], own: dict[str, Any]) -> Iterator[str]:
+def _time(own: dict[str, Any], floored: bool) -> Iterator[str]:
     low, high = own["quartiles_s"]
     yield duration(own["median_s"])
     yield f"{(high - low) / own['median_s']:.0%}"
-    yield f"{own['faster'][0]:.2f}"
+    yield ratio(own["faster"])
     yield duration(own["floor"]["seconds"])
-    yield f"{own['reached']:.0%}" if own["reached"] >= 0.01 else "< 1%"
-    if any("of_floor" in other for other in case["measured"].values()):
-        yield f"{own['of_floor'][0]:.2f}" if "of_floor" in own else ""
+    yield percent(own["reached"])
+    if floored:
+        yield ratio(own["of_floor"]) if "of_floor" in own else ""
 
 
 def _weight(case: dict[str, Any], name: str, own: dict[str, Any]) -> Iterator[str]:
-    dense, planned = case["unrouted_kv_bytes"], case["plan_kv_bytes"]
-    held = own.get("kv_bytes", dense if name == UNROUTED else None)
-    yield size(held) if held is not None else ""
-    yield f"{held / dense:.0%}" if held is not None else ""
-    if held is None or name == UNROUTED:
-        yield ""
+    dense = case["measured"].get(UNROUTED, {}).get("kv_bytes", case["unrouted_kv_bytes"])
+    planned = case["unrouted_kv_bytes" if name == UNROUTED else "plan_kv_bytes"]
+    held = own.get("kv_bytes")
+    if held is None:  # it shows no cache
+        yield from ("", "", "")
     else:
+        yield size(held)
+        yield f"{held / dense:.0%}"
         yield "as planned" if held == planned else f"{size(planned)} planned"
     yield size(own["peak_bytes"])
+
+
+def ratio(values: Sequence[float]) -> str:
+    """A median, and its quartiles where they are others."""
+    median, low, high = (f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in values)
+    return median if values[1] == values[2] else f"{median} ({low}-{high})"
+
+
+def percent(share: float) -> str:
+    """Of one."""
+    return f"{share:.0%}" if share >= 0.01 else "< 1%"
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """A number of things, in words that fit it."""
+    return f"{count or 'no'} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def moved(change: Change) -> str:
+    """A change in words."""
+    if change.what == "seconds":
+        before, after = (
+            f"{duration(median)} ({duration(low)}-{duration(high)})"
+            for median, low, high in (change.before, change.after)
+        )
+    else:
+        before, after = map(_exact, (change.before, change.after))
+    what = "" if change.what == "seconds" else f" {change.what}"
+    word = "better" if change.better else "worse"
+    return f"{change.suite}, {change.case}, {change.name}:{what} {before} → {after}, {word}"
+
+
+def _exact(values: Ratio) -> str:
+    median, low, high = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+    return median if low == high else f"{median} ({low}-{high})"
+
+
+def untold(entry: Unpaired) -> str:
+    """What only one of two runs has, in words."""
+    whose = ", ".join(filter(None, (entry.suite, entry.case, entry.name)))
+    kind = "" if entry.case else "suite "
+    return f"{kind}{whose}: {'new in this run' if entry.new else 'not in this run'}"
 
 
 def duration(seconds: float) -> str:
@@ -115,62 +155,6 @@ def machine_line(record: dict[str, Any]) -> str:
     where = machine.get("gpu", machine["processor"])
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
-        f"{where}; {machine['threads']} threads, {machine['dtype']}; measured {rates['flops'] / 1e9:.0f} GFLOP/s and "
+        f"{where}; {counted(machine['threads'], 'thread')}, {machine['dtype']}; measured {rates['flops'] / 1e9:.0f} GFLOP/s and "
         f"{rates['bytes'] / 1e9:.1f} GB/s; {versions}"
     )
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The README's table: medians beside what they are compared with, the machine and the command."""
-    found = suites(record)
-    lines = [
-        "| | | median | times unrouted | times reference | of the floor's speed | of what the machine can do |"
-    ]
-    lines.append("|---|---|---:|---:|---:|---:|---:|")
-    for suite in _SHOWN:
-        for case in found.get(suite, ()):
-            lines += _markdown_rows(suite, case)
-    date = record.get("date", "")[:10]
-    lines += [
-        "",
-        f"{date}, {machine_line(record)}. Made by",
-        "",
-        "```sh",
-        record.get("command", "vlm-reroute bench"),
-        "```",
-    ]
-    return "\n".join(lines)
-
-
-def _markdown_rows(suite: str, case: dict[str, Any]) -> Iterator[str]:
-    reference = case["measured"].get("reference")
-    title = f"{suite}: {case['case']}"
-    for name, own in case["measured"].items():
-        against = ["", ""]
-        if case["base"] == UNROUTED:
-            against[0] = f"{own['faster'][0]:.2f}"
-        if reference is not None:
-            against[1] = f"{reference['median_s'] / own['median_s']:.2f}"
-        floor = f"{own['of_floor'][0]:.2f}" if "of_floor" in own and name != PLAIN else ""
-        reached = f"{own['reached']:.0%}" if own["reached"] >= 0.01 else "< 1%"
-        yield f"| {title} | {name} | {duration(own['median_s'])} | {against[0]} | {against[1]} | {floor} | {reached} |"
-        title = ""
-
-
-def write_between(path: Path, device: str, text: str) -> None:
-    """Put ``text`` between the marks of a device in a file, in place of what is there.
-
-    Raises:
-        RerouteError: a file that cannot be read, or without the marks.
-    """
-    begin, end = f"<!-- bench:{device} -->", f"<!-- /bench:{device} -->"
-    try:
-        whole = path.read_text("utf-8")
-    except OSError as error:
-        raise RerouteError("--readme", f"{path} cannot be read ({error})", "give a Markdown file") from None
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(whole):
-        raise RerouteError(
-            "--readme", f"{path} has no {begin} … {end}", "add the two marks where the table is to be"
-        )
-    path.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", whole, count=1), "utf-8")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..decoder import Decoder
+from ..ops_checks import check_device
 from .plan import Asking, Starts
 from .weights import product
 
@@ -134,7 +135,7 @@ def check_fusable(decoder: Decoder) -> None:
                     "use backend='torch', which calls blocks whole",
                 )
     weight = next(decoder.module.parameters())
-    ops.check_device(weight.device, weight.dtype)
+    check_device(weight.device, weight.dtype)
 
 
 def check_no_gradient(decoder: Decoder, embeddings: Tensor) -> None:

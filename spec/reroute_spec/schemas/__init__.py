@@ -6,7 +6,7 @@ import json
 from importlib import resources
 from typing import Any
 
-FORMATS = ("schedule", "trace", "view", "vector", "protocol", "report")
+FORMATS = ("schedule", "trace", "view", "vector", "protocol", "report", "bench")
 
 
 def schema(name: str) -> dict[str, Any]:

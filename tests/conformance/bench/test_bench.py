@@ -1,6 +1,5 @@
 """``vlm-reroute bench``: who gets a speed, what a run says, and what is refused."""
 
-import copy
 import json
 import os
 import subprocess
@@ -9,16 +8,15 @@ from pathlib import Path
 
 import pytest
 from reroute_conformance.bench import admission
-from reroute_conformance.bench.compare import changes, same_machine
 from reroute_conformance.bench.machine import Rates
 from reroute_conformance.bench.page import overhead, page
-from reroute_conformance.bench.tables import columns, duration, markdown, rows, write_between
+from reroute_conformance.bench.saved import read
+from reroute_conformance.bench.tables import columns, counted, duration, machine_line, ratio, rows, suites
 from reroute_conformance.smoke import smoked
 from reroute_spec import RerouteError
 
 from . import small
 
-ROOT = Path(__file__).parents[3]
 ADAPTER = """
 from beside import BesideTarget
 target = BesideTarget
@@ -101,6 +99,23 @@ def test_what_does_not_do_the_work_gets_no_speed_and_spoils_nobody_elses(
         assert who == ("unrouted (2)" if name == "unrouted" else name)  # what stands beside all has that name
 
 
+def test_a_run_that_is_cut_short_has_left_what_it_had_and_the_run_before_it(
+    vlm_reroute, tmp_path, monkeypatch, quick
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    stops = "    def prepare(self, work, given):\n        if given['k'] == 64: raise KeyboardInterrupt\n"
+    (tmp_path / "beside.py").write_text(f"{BESIDE}{stops}        return lambda: self.select(**given)\n")
+    adapter, path = tmp_path / "adapter.py", tmp_path / "run.json"
+    adapter.write_text(ADAPTER)
+    path.write_text("the run before")
+    code, *_ = bench(vlm_reroute, "--external", str(adapter), "--json", str(path))
+    assert code == 130
+    assert path.read_text() == "the run before"
+    left = read("--from", tmp_path / "run.json.partial")
+    assert [case["case"] for case in left["cases"]] == ["192 of 576 rows"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "is no Python file"), ("1 / 0", "ZeroDivisionError"), ("", "no callable 'target'")],
@@ -166,89 +181,29 @@ def test_a_run_says_everything_of_every_case(record):
             assert 0 < own["quartiles_s"][0] <= own["median_s"] <= own["quartiles_s"][1]
             assert own["reached"] == own["floor"]["seconds"] / own["median_s"]
             assert (name == case["base"]) <= (own["faster"] == [1.0, 1.0, 1.0])
-        assert len({len(columns(case)), *(len(row.cells) for row in rows(case) if not row.reason)}) == 1
+            assert ("reference" in case["measured"]) == ("of_reference" in own)
+            assert (name == "reference") <= (own.get("of_reference") == [1.0, 1.0, 1.0])
+    for cases in suites(record).values():
+        cells = {len(row.cells) for case in cases for row in rows(case, cases) if not row.reason}
+        assert cells == {len(columns(cases))}
     large = next(case for case in record["cases"] if case["case"] == "visual 40")
     assert "to be read" in large["unmeasured"]["reference"]
     prefill = next(case for case in record["cases"] if case["suite"] == "prefill")
     assert prefill["base"] == "unrouted"
     floors = {name: own["floor"]["flops"] for name, own in prefill["measured"].items()}
     assert floors["optimized-torch"] == floors["floor"] < floors["unrouted"]
-    assert overhead(prefill["measured"]["floor"]) == 0
+    assert overhead(prefill["measured"]["floor"]) == (0, 0, 0)
     weighed = next(case for case in record["cases"] if case["suite"] == "memory")
     assert (
         weighed["measured"]["optimized-torch"]["kv_bytes"]
         == weighed["plan_kv_bytes"]
         < weighed["unrouted_kv_bytes"]
     )
-
-
-def test_a_comparison_tells_what_moved_beyond_noise_and_nothing_else(record):
-    assert changes(record, record) == []
-    old, new = copy.deepcopy(record), copy.deepcopy(record)
-    for made, faster in (
-        (old, [2.0, 1.9, 2.1]),
-        (new, [6.0, 5.9, 6.1]),
-    ):  # whatever this machine was busy with
-        prefill = next(case for case in made["cases"] if case["suite"] == "prefill")
-        prefill["measured"]["optimized-torch"]["faster"] = faster
-        prefill["spread"] = 0.01
-    own = prefill["measured"]["optimized-torch"]
-    (change,) = changes(old, new)
-    assert (change.suite, change.name, change.what, change.better) == (
-        "prefill",
-        "optimized-torch",
-        "times unrouted's speed",
-        True,
-    )
-    assert [moved.better for moved in changes(new, old)] == [False]
-    prefill["spread"] = 0.5  # nobody knows what a busy machine says
-    assert changes(old, new) == []
-    prefill["spread"], own["faster"][1] = 0.01, 0.0  # quartiles that meet explain any median
-    assert changes(old, new) == []
-
-
-def test_seconds_are_compared_on_the_same_machine_alone(record):
-    new = copy.deepcopy(record)
-    for case in new["cases"]:
-        for own in case["measured"].values():
-            if "median_s" in own:
-                own["median_s"] *= 2
-                own["quartiles_s"] = [2 * value for value in own["quartiles_s"]]
-    assert same_machine(record, new)
-    assert {change.what for change in changes(record, new)} <= {"seconds"}
-    new["machine"]["processor"] = "another"
-    assert changes(record, new) == []
-
-
-def test_saved_runs_make_tables_and_pages_again(vlm_reroute, record, tmp_path):
-    saved, html, readme = tmp_path / "run.json", tmp_path / "run.html", tmp_path / "README.md"
-    saved.write_text(json.dumps(record))
-    readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nafter\n")
-    code, out, _ = vlm_reroute(
-        "bench", "--from", str(saved), "--html", str(html), "--readme", str(readme), "--compare", str(saved)
-    )
-    assert code == 0
-    assert "no changes beyond noise" in out
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- bench:cpu -->\n| |")
-    assert text.endswith("<!-- /bench:cpu -->\nafter\n")
-    assert "old" not in text
-    assert record["machine"]["processor"] in text
-    assert "| prefill: small prefill | unrouted |" in text
-    again = readme.read_text()
-    write_between(readme, "cpu", markdown(record))
-    assert readme.read_text() == again
-    assert html.read_text().startswith("<!doctype html>")
-    with pytest.raises(RerouteError, match="bench:cuda"):
-        write_between(readme, "cuda", "")
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_readme_has_a_place_for_the_table(device, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
-    write_between(readme, device, "| a table |")
-    assert f"<!-- bench:{device} -->\n| a table |\n<!-- /bench:{device} -->" in readme.read_text("utf-8")
+    # measured, and what the cost model says
+    assert weighed["measured"]["unrouted"]["kv_bytes"] == weighed["unrouted_kv_bytes"]
+    held = {row.name: row.cells[:3] for row in rows(weighed, [weighed])}
+    assert held["unrouted"][1:] == ("100%", "as planned")
+    assert held["floor"] == ("", "", "")  # it shows no cache
 
 
 def test_what_anybody_calls_itself_is_escaped(record):
@@ -264,19 +219,27 @@ def test_durations_read_in_the_unit_that_fits(seconds, words):
     assert duration(seconds) == words
 
 
-def test_the_run_for_a_gpu_does_nothing_without_one(tmp_path):
-    path = tmp_path / "bin"
-    path.mkdir()
-    for name in ("bash", "dirname"):
-        (path / name).symlink_to(f"/usr/bin/{name}")
-    out = tmp_path / "out"
+def test_a_ratio_is_told_with_its_quartiles():
+    assert ratio([2.0, 1.9, 2.25]) == "2.00 (1.90-2.25)"
+    assert ratio([123.4, 99.994, 130.0]) == "123 (99.99-130)"
+    assert ratio([1.0, 1.0, 1.0]) == "1.00"
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "no threads"), (1, "1 thread"), (2, "2 threads")])
+def test_numbers_of_things_read_right(record, count, words):
+    assert counted(count, "thread") == words
+    assert counted(count, "try", "tries") == words.replace("thread", "try").replace("trys", "tries")
+    machine = {**record["machine"], "threads": count}
+    assert f"; {words}, float32" in machine_line({**record, "machine": machine})
+
+
+def test_the_suites_under_pytest_name_the_plugin_that_they_need():
     done = subprocess.run(
-        [ROOT / "benchmarks/gpu/run.sh", out],
-        env={"PATH": str(path)},
+        [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-p", "no:cacheprovider", "benchmarks"],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 3
-    assert "no nvidia-smi" in done.stderr
-    assert not out.exists()
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.strip() == "ERROR: benchmarks need pytest-benchmark: pip install 'vlm-reroute[bench]'"

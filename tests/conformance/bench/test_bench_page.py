@@ -1,7 +1,7 @@
 """The page in a real browser: it fits a phone, needs no other file, and logs nothing."""
 
 import pytest
-from reroute_conformance.bench.compare import Change
+from reroute_conformance.bench.compare import Change, Comparison, Unpaired
 from reroute_conformance.bench.page import page
 
 from ..browser import CUT, needs_browser
@@ -11,12 +11,27 @@ NAMES = """
 [...document.querySelectorAll("[id]")].map(element => element.id)
 """
 
+# of words in drawings, in pixels of the page; some are turned
+SIZES = """
+[...document.querySelectorAll("svg text")].map(text => {
+  const turned = text.getScreenCTM();
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(turned.a, turned.b);
+})
+"""
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, record):
     written = tmp_path_factory.mktemp("page") / "bench.html"
-    moved = [Change("prefill", "small prefill", "optimized-torch", "of the floor's speed", 0.9, 0.95, True)]
-    written.write_text(page(record, moved), "utf-8")
+    moved = ("prefill", "small prefill", "optimized-torch", "of the floor's speed")
+    comparison = Comparison(
+        since="2025-12-31T00:00:00+00:00",
+        changes=[Change(*moved, (0.9, 0.89, 0.91), (0.95, 0.94, 0.96), better=True)],
+        unpaired=[Unpaired("prefill", "another", "", new=True)],
+        disturbed=[("decode", "small decode")],
+        same_machine=False,
+    )
+    written.write_text(page(record, comparison), "utf-8")
     return written
 
 
@@ -33,6 +48,8 @@ def test_the_page_opens_and_fits(browser, path, width, scheme):
     assert (sum(map(int, background[4:-1].split(","))) < 128 * 3) == (scheme == "dark")
     words = browser.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
     assert (sum(map(int, words[4:-1].split(","))) > 128 * 3) == (scheme == "dark")
+    sizes = browser.evaluate(SIZES)
+    assert 12 <= min(sizes) <= max(sizes) <= 17
     assert browser.console == []
     assert browser.requested == [path.as_uri()]
 

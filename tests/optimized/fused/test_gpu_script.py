@@ -11,6 +11,7 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "gpu" / "engine.py"
 
 @pytest.mark.usefixtures("_library_kernels")
 def test_the_engines_run_is_rehearsed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # where a script finds what lies beside it
     spec = importlib.util.spec_from_file_location("gpu_engine", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_engine", script)

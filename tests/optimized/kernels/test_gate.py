@@ -64,6 +64,6 @@ def test_every_kernel_is_gated():
 
 def test_the_gpu_script_rehearses_every_kernel():
     """The script that checks and times on a GPU, on small shapes and without times."""
-    script = Path(__file__).parents[3] / "benchmarks" / "gpu" / "kernels.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu" / "kernel_times.py"
     done = subprocess.run([sys.executable, script, "--rehearse"], capture_output=True, text=True, check=True)
     assert done.stdout.count("agrees") == 8

@@ -7,6 +7,7 @@ from reroute_conformance.tiny import picture_inputs, tiny_llava
 from .launch import launch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["dies", "stays away"])
 def test_the_others_say_so_and_end(how, tmp_path):
     tiny_llava().save_pretrained(tmp_path / "llava")

@@ -103,6 +103,7 @@ def held():
     return len(tensors), sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen3_5"])
 def test_two_hundred_questions_on_one_image_leave_memory_where_it_was(family):
     model, beginning = model_of(family), beginning_of(family)

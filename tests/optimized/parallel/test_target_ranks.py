@@ -20,6 +20,7 @@ from reroute_optimized.target_ranks import in_processes, shared
 from reroute_spec import Decision, RerouteError, Schedule
 from torch.testing import assert_close
 
+pytestmark = pytest.mark.slow
 SCHEDULE = Schedule("reroute", (Decision(1, "0.5"), Decision(3, "0.25")))
 
 

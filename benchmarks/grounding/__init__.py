@@ -1,0 +1,1 @@
+"""Does recovery help? A small vision-language model trained on grounding, under removal and under rerouting."""

@@ -1,0 +1,161 @@
+"""An evaluation runs from weights to the picture, on a model that has learnt nothing."""
+
+import json
+import xml.etree.ElementTree as ET
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from reroute_conformance.vectors.files import read_vector
+from reroute_spec import DecoderShape
+
+from benchmarks.grounding import evaluate, export_scores, plot
+from benchmarks.grounding.intervals import estimate
+from benchmarks.grounding.model import build, save
+from benchmarks.grounding.routes import BUDGETS, routes
+
+SHAPE = DecoderShape(12, 128, 256, 4, 4, 32)
+ITEMS = 4
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two models of eight blocks, as training leaves them. Wide matrices, so that scores have margins."""
+    folder = tmp_path_factory.mktemp("weights")
+    for seed in range(2):
+        model = build(seed, blocks=8, width=32)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 2 and "layers" in name:
+                    parameter.mul_(8)
+        save(model, folder / f"seed-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(weights, tmp_path_factory):
+    """What a whole evaluation of a few items writes."""
+    out = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "BUDGETS", (Fraction(20, 100),))
+        arguments = [
+            "--weights",
+            str(weights),
+            "--items",
+            str(ITEMS),
+            "--threads",
+            "1",
+            "--reference-minutes",
+            "0.0001",
+        ]
+        assert (
+            evaluate.main([*arguments, "--json", str(out / "results.json"), "--work", str(out / "work")]) == 0
+        )
+    return out / "results.json"
+
+
+def test_methods_of_a_budget_run_equal_rows():
+    found = routes(SHAPE)
+    for budget in BUDGETS:
+        average = {route.method: route.average for route in found if route.budget == budget}
+        assert average["reroute-fastv"] == average["reroute-every-block"] == average["fastv"]
+        assert average["reroute-nuwa"] == average["nuwa"]
+        for method in {"pdrop", "pdrop-late", "reroute-pdrop"} & average.keys():
+            assert abs(average[method] - average["fastv"]) <= 1
+    assert {route.method for route in found if route.budget == BUDGETS[0]} >= {"pdrop-late", "pdrop"}
+
+
+def test_layers_scale_with_depth_as_the_published_ones_do():
+    def layers(blocks):
+        shape = DecoderShape(blocks, 128, 256, 4, 4, 32)
+        return {r.method: [d.layer for d in r.schedule.decisions] for r in routes(shape, BUDGETS[:1])}
+
+    assert layers(28)["reroute-fastv"] == [3, 6, 13, 20]
+    ours = layers(12)
+    assert ours["fastv"] == [1]
+    assert ours["reroute-fastv"] == ours["pdrop"] == ours["reroute-pdrop"] == [1, 3, 6, 9]
+    assert ours["reroute-every-block"] == list(range(1, 12))
+    assert (ours["nuwa"], ours["reroute-nuwa"]) == ([6], [6, 8, 9, 11])
+
+
+def test_more_decisions_cost_more_flops_at_equal_rows_and_equal_kv():
+    by_method = {route.method: route for route in routes(SHAPE, (Fraction(1, 5),))}
+    one, four, all_ = (by_method[name] for name in ("fastv", "reroute-fastv", "reroute-every-block"))
+    assert one.flops < four.flops < all_.flops < 1
+    assert one.kv == four.kv == all_.kv
+
+
+def test_results_hold_every_route_and_both_engines_answer_alike(results):
+    data = json.loads(results.read_text("utf-8"))  # the schema was checked as it was written
+    methods = {route["method"] for route in data["routes"]}
+    assert methods >= {"fastv", "reroute-fastv", "pdrop", "reroute-pdrop", "reroute-every-block", "nuwa"}
+    assert data["setting"]["items"] == ITEMS == data["engines"]["items"]
+    assert len(data["unrouted"]["accuracy"]["seeds"]) == 2
+    assert data["engines"]["answers"] == ITEMS * 2 * len(data["routes"])
+    assert data["engines"]["differences"] == []
+    flat = next(route for route in data["routes"] if route["method"] == "reroute-every-block")
+    assert flat["decisions"][0]["reentered"] == 0 < sum(one["reentered"] for one in flat["decisions"])
+    removed = next(route for route in data["routes"] if route["method"] == "pdrop")
+    assert all(one["reentered"] == 0 for one in removed["decisions"])
+
+
+def test_an_evaluation_goes_on_from_the_answers_it_has(results, weights, monkeypatch):
+    monkeypatch.setattr(evaluate, "BUDGETS", (Fraction(20, 100),))
+    monkeypatch.setattr(evaluate, "ask", None)  # whoever asks again fails
+    before = results.read_text("utf-8")
+    evaluate.main(
+        [
+            "--weights",
+            str(weights),
+            "--items",
+            str(ITEMS),
+            "--reference-minutes",
+            "0",
+            "--threads",
+            "1",
+            "--json",
+            str(results.with_name("again.json")),
+            "--work",
+            str(results.parent / "work"),
+        ]
+    )
+    again = json.loads(results.with_name("again.json").read_text("utf-8"))
+    assert again["routes"] == json.loads(before)["routes"]
+
+
+def test_without_weights_it_says_how_to_train(tmp_path, capsys):
+    assert evaluate.main(["--quick", "--weights", str(tmp_path)]) == 0
+    assert "benchmarks.grounding.train" in capsys.readouterr().out
+
+
+def test_the_plot_is_an_svg_for_light_and_dark_pages(results):
+    svg = plot.drawing(json.loads(results.read_text("utf-8")))
+    ET.fromstring(svg)
+    assert "prefers-color-scheme: dark" in svg
+    assert "#0404" not in svg
+    assert "reroute-fastv" in svg
+
+
+def test_an_interval_is_paired_and_repeats_itself():
+    drawn = np.random.default_rng(0)
+    right = drawn.random((3, 400)) < 0.7
+    found = estimate(right.astype(float))
+    assert found == estimate(right.astype(float))
+    assert found["low"] < found["mean"] < found["high"]
+    shifted = estimate(right - (right - 0.1))  # whatever items do, they do it in both
+    assert shifted["low"] == shifted["mean"] == shifted["high"] == 0.1
+
+
+def test_real_scores_become_vectors_that_read_back(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_scores, "_BUDGETS", (Fraction(1, 5),))
+    monkeypatch.setattr(export_scores, "_METHODS", ("reroute-fastv",))
+    arguments = ["--weights", str(weights / "seed-0"), "--items", "1"]
+    assert export_scores.main([str(tmp_path), *arguments]) == 0
+    found = [read_vector(path.parent) for path in sorted(tmp_path.glob("*/*/case.json"))]
+    kinds = [vector.data["kind"] for vector in found]
+    assert kinds.count("trace") == 1
+    decisions = found[-1].data["expected"]["exact"]["traces"][0]["decisions"]
+    assert kinds.count("select") == len(decisions)
+    for vector, decision in zip(found, decisions, strict=False):
+        assert vector.data["expected"]["exact"]["selected"] == decision["selected"]

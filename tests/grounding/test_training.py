@@ -1,0 +1,75 @@
+"""Training goes on where it was stopped, and learns."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.grounding import train
+from benchmarks.grounding.model import load
+from benchmarks.grounding.muon import orthogonal
+
+SMALL = ["--threads", "1", "--steps", "4", "--blocks", "2", "--width", "32", "--validation", "4"]
+
+
+def options(folder):
+    """As the command line would read them."""
+    found = train.parser().parse_args(["--out", str(folder), *SMALL])
+    torch.set_num_threads(found.threads)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four steps, not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train.main(["--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+def test_a_stopped_run_ends_in_the_same_weights(whole, tmp_path):
+    first = train.Training(options(tmp_path))
+    for _ in range(2):
+        first.learn()
+    first.stopping = True
+    assert not train.run(first, train.Console(quiet=True))
+    assert train.main(["--out", str(tmp_path), *SMALL]) == 0
+    for name, tensor in load(whole).state_dict().items():
+        assert torch.equal(tensor, load(tmp_path).state_dict()[name]), name
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train.Training(options(tmp_path)).keep()
+    with pytest.raises(SystemExit, match="give those, or another --out"):
+        train.main(["--out", str(tmp_path), *SMALL, "--seed", "1"])
+
+
+def test_what_is_trained_is_not_trained_over(whole):
+    with pytest.raises(SystemExit, match="is trained already"):
+        train.main(["--out", str(whole), *SMALL])
+
+
+def test_the_log_says_settings_and_what_the_shipped_weights_reach(whole):
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["started"]["steps"] == 4
+    assert not lines[0]["started"]["resumed"]
+    assert lines[-1]["step"] == 4
+    assert 0 <= lines[-1]["final"]["accuracy"] <= lines[-1]["final"]["items"] == 16
+
+
+def test_steps_lower_the_loss_of_a_batch(tmp_path, monkeypatch):
+    same = train.batch("same", 4)
+    monkeypatch.setattr(train, "batch", lambda name, pictures: same)
+    training = train.Training(options(tmp_path))
+    training.options.steps = 40
+    found = [training.learn()["loss"] for _ in range(12)]
+    assert found[-1] < 0.9 * found[0]
+
+
+def test_muon_makes_singular_values_alike():
+    torch.manual_seed(0)
+    for shape in ((2, 16, 48), (1, 48, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert values.min() > 0.3
+        assert values.max() < 1.3
