@@ -25,6 +25,7 @@ PAGES = {
     "spec/proofs/counterexample.md": "spec/counterexample.md",
     "reference/README.md": "inside/reference.md",
     "optimized/README.md": "inside/optimized.md",
+    "view/README.md": "inside/view.md",
     "conformance/README.md": "inside/conformance.md",
     "benchmarks/README.md": "inside/benchmarks.md",
     "benchmarks/grounding/README.md": "inside/grounding.md",

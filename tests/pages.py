@@ -28,7 +28,7 @@ from reroute_spec import Schedule
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("reference", "optimized", "conformance", "examples/port-c")
+FOLDERS = ("reference", "optimized", "conformance", "view", "examples/port-c")
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<marks>[^\n]*) -->\n)?```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,

@@ -12,3 +12,5 @@ def test_the_readme_runs_and_prints_what_it_should(tmp_path, monkeypatch):
     prefix = reader.names["prefix"]
     assert prefix.served == 2
     assert prefix.saved.rows == 38 * len(prefix.saved.blocks) > 0
+    assert "<h3>pdrop-192</h3>" in (tmp_path / "trace.html").read_text("utf-8")
+    assert len(reader.names["figure"].axes) == 18

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_bench, cli_conform, cli_cost, cli_rules, cli_suite, cli_vectors
+from . import cli_bench, cli_conform, cli_cost, cli_rules, cli_suite, cli_trace, cli_vectors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(cli_conform.app)
 app.add_typer(cli_suite.app)
 app.add_typer(cli_cost.app)
+app.add_typer(cli_trace.app)
 app.add_typer(cli_bench.app)
 app.add_typer(cli_rules.app)
 app.add_typer(cli_vectors.app, name="vectors")

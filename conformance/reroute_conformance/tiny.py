@@ -22,7 +22,7 @@ IMAGE_TOKEN = "<image>"
 PATCHES_PER_IMAGE = 36
 NARROW_IMAGE, NARROW_PATCHES = 190, 576
 """Placeholder token, and its rows per image, of :func:`narrow_llava`."""
-_WORDS = [
+WORDS = [
     "a",
     "an",
     "and",
@@ -174,7 +174,7 @@ def narrow_llava(seed: int = 0, *, num_layers: int = 32) -> LlavaForConditionalG
 @cache
 def tiny_processor() -> LlavaProcessor:
     """The real LLaVA processor over a real CLIP image processor and a word-level tokenizer."""
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", IMAGE_TOKEN, *_WORDS])}
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", IMAGE_TOKEN, *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(

@@ -13,6 +13,7 @@ FOLDERS = {
     "reroute_reference": "reference",
     "reroute_optimized": "optimized",
     "reroute_conformance": "conformance",
+    "reroute_view": "view",
 }
 BESIDE = {
     "reroute_reference": {"families": ()},

@@ -16,7 +16,7 @@ _INTRO = """# Command line
 
 def page(root: Path) -> str:
     """The page."""
-    for folder in ("spec", "reference", "optimized", "conformance"):
+    for folder in ("spec", "view", "reference", "optimized", "conformance"):
         if (path := str(root / folder)) not in sys.path:
             sys.path.append(path)  # where the packages are not installed, as when only the site is built
     from reroute_conformance.cli import app

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
@@ -27,6 +27,9 @@ from .records import Prefill
 from .router import Router
 from .shards import Shards, check_shards
 from .text_model import Swapped, become, routed_class, router_of
+
+if TYPE_CHECKING:
+    from reroute_view import Shown
 
 
 class Routed:
@@ -86,6 +89,39 @@ class Routed:
             RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
         """
         return make_prefix(self._router, inputs)
+
+    def show(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        processor: Any = None,
+        *,
+        request: int = 0,
+        beside: Routed | None = None,
+    ) -> Shown:
+        """The last prefill to look at: which patches ran, were deferred and re-entered, decision by decision.
+
+        A notebook displays what is returned, ``save`` writes it as a page (``.html``), a figure (``.png``) or data
+        (``.json``) that draws elsewhere, without the model. Without inputs the grid is drawn, and no picture.
+
+        Args:
+            inputs: what the prefill was given, for its pictures.
+            processor: that made them.
+            request: place in the batch.
+            beside: another routing of the same inputs, such as the pruning method.
+
+        Raises:
+            RerouteError: no prefill yet, no such request, inputs without a processor, another prompt beside it.
+        """
+        from reroute_view import Shown
+
+        from .show import view_of
+
+        other = None if beside is None else (beside._router, beside._last("beside"))
+        return Shown(view_of(self._router, self._last("show"), request, inputs, processor, other))
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook displays: the first request of the last prefill; nothing special before there is one."""
+        return None if self._router.last is None else self.show()._repr_html_()
 
     def _last(self, what: str) -> Prefill:
         if self._router.last is None:

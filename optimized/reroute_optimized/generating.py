@@ -18,6 +18,7 @@ from .fused.weights import Joined
 from .generation import GENERATION, Generation
 from .prompt import Placeholders, check_companions
 from .shards import Shards, lost_processes_told
+from .source import sizes_of
 from .text_model import Swapped
 
 _CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -48,7 +49,7 @@ def generating_class(
             mask = placeholder_mask(self, ids)
         if images is None and placeholders is not None:
             images = placeholders.images_to_generate(ids, kwargs)
-        own = {**kwargs, GENERATION: Generation(cached, mask, images)}
+        own = {**kwargs, GENERATION: Generation(cached, mask, images, sizes=sizes_of(family, kwargs))}
         return base.generate(self, inputs, generation_config, *args, **own)
 
     def _validate_model_kwargs(self: nn.Module, model_kwargs: dict[str, Any]) -> None:

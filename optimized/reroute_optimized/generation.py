@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,12 +77,14 @@ class Generation:
         visual_mask: [B, S] bool of the prompt where the caller gave one; requests may since have been repeated.
         visual_images: as the caller gave it.
         prompt: the first step, where steps are not cached.
+        sizes: the grids of images and videos by the name of their input; steps are not given them.
     """
 
     cached: bool
     visual_mask: Tensor | None = None
     visual_images: list[list[int]] | None = None
     prompt: Prompt | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def mask_for(self, batch: int, columns: int) -> Tensor | None:
         """The caller's mask for a prefill of ``batch`` requests."""

@@ -178,7 +178,7 @@ class FirstStage:
         shortened = take(embeddings, columns)
         coordinates = positions.expand(len(rows), -1)[..., None]
         dropped = torch.tensor(images, device=embeddings.device) * (PATCHES - self.kept)
-        batch = Shortened(shortened, take(coordinates, columns)[..., 0], tuple(images), dropped)
+        batch = Shortened(shortened, take(coordinates, columns)[..., 0], tuple(images), dropped, columns)
         return (
             batch,
             [[False] * (width - len(row)) + [True] * len(row) for row in rows],
@@ -195,12 +195,14 @@ class Shortened:
         positions: [B, W].
         images: per request.
         dropped: [B] columns left out.
+        columns: [B, W] where its columns were.
     """
 
     embeddings: Tensor
     positions: Tensor
     images: Sequence[int]
     dropped: Tensor
+    columns: Tensor
 
 
 def choose_pillars(metric: Tensor, candidates: int, kept: int) -> Tensor:

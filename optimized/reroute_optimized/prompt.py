@@ -21,6 +21,7 @@ from .cache import RoutedCache
 from .checks import check_attention_mask, check_prompt, check_requests
 from .generation import CLAIM, GENERATION
 from .router import Router
+from .source import Source, sizes_of
 from .text_model import Swapped
 
 
@@ -102,6 +103,10 @@ class Placeholders:
         added: dict[str, Any] = {} if input_ids is None else {"prompt_ids": input_ids}
         if self._family.carried and isinstance(input_ids, Tensor):
             added["input_ids"] = input_ids.long()  # transformers counts three coordinates in no other type
+        if isinstance(input_ids, Tensor) and not single:
+            step = given.get(GENERATION)
+            sizes = sizes_of(self._family, given, {} if step is None else step.sizes)
+            added["prompt_source"] = Source(input_ids, sizes)
         # a single row is never routable; a decode step needs no mask
         if given.get("visual_mask") is None and input_ids is not None and not single:
             added["visual_mask"] = placeholder_mask(self._model, input_ids)

@@ -11,6 +11,7 @@ from reroute_spec.trace import record
 from torch import Tensor
 
 from .layout import DecisionLayout, Layout
+from .source import Source
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Prefill:
         guard: NaN flags that nobody has read yet.
         attends: per block, whether it caches rows.
         past: [Λ, B] rows that every block had cached before; None where nothing was.
+        source: what the prompt was made of, for whoever draws it; None where it had no placeholders.
     """
 
     layout: Layout
@@ -96,6 +98,7 @@ class Prefill:
     guard: NanGuard
     attends: tuple[bool, ...]
     past: Tensor | None = None
+    source: Source | None = None
     _traces: list[RoutingTrace] | None = None
 
     def traces(self) -> list[RoutingTrace]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .decoder import Decoder
+from .source import Source
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Request:
         features: mask [B, S] and, per block boundary, what is added to its rows there; or None.
         keep_hidden_states: whether the stream of every block is wanted.
         marked: whether a first stage has marked columns to leave out.
+        source: what the prompt was made of, or None.
     """
 
     embeddings: Tensor
@@ -38,6 +40,7 @@ class Request:
     features: tuple[Tensor, Sequence[Tensor]] | None
     keep_hidden_states: bool
     marked: bool = False
+    source: Source | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,6 +81,7 @@ def read_request(
         features,
         bool(keywords.get("output_hidden_states", wanted)),
         bool(keywords.get("first_stage")),
+        keywords.get("prompt_source"),
     )
 
 

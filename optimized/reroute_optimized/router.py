@@ -28,7 +28,7 @@ from .fused.turn import FusedTurn
 from .generation import CLAIM, GENERATION, Generation, Prompt
 from .later import decode
 from .layout import Flags, build_layout, flags, read_masks
-from .nuwa import FirstStage
+from .nuwa import FirstStage, Shortened
 from .opening import Opening, begin
 from .probe import Probe
 from .recorded import Recorded
@@ -201,16 +201,17 @@ class Router:
         if positions is None:
             steps = counted(None, request.shape[1], request.embeddings.device)
             positions = state.next_positions[:, -1:] + steps
-        rows, positions, dropped = self._rows(request, positions, real, visual, featured)
+        rows, positions, short = self._rows(request, positions, real, visual, featured)
         turn = self._turn(rows, request, cache, past)
         final = turn.run()
+        dropped = None if short is None else short.dropped
         for stage in rows.layout.stages:
             if stage.pads is not None:
                 note_padding(cache, range(stage.first, stage.last + 1))
         cache.routing = later_state(
             self.decoder, self.schedule, state, past, turn.done, positions, dropped, request.shape[1]
         )
-        self.last = turn.done
+        self._remember(turn, request, short)
         return final, turn.hidden_states
 
     def _prefill(
@@ -242,7 +243,8 @@ class Router:
         given = positions
         if self._recorded is not None:
             return self._record(self._recorded, request, given, real, visual, featured), None, None
-        rows, positions, dropped = self._rows(request, given, real, visual, featured, prompt)
+        rows, positions, short = self._rows(request, given, real, visual, featured, prompt)
+        dropped = None if short is None else short.dropped
         opening = None
         if self.prefix is not None:
             opening = self.prefix.opening_of(request, real, given, rows.features)
@@ -257,8 +259,13 @@ class Router:
             generation.prompt = Prompt.of(turn.done, given, real)
         if filled is not None:
             filled.routing = first_state(self.decoder, self.schedule, turn.done, positions, dropped, shape[1])
-        self.last = turn.done
+        self._remember(turn, request, short)
         return final, turn.hidden_states, filled if cache is None or filled is None else adopt(cache, filled)
+
+    def _remember(self, turn: Turn, request: Request, short: Shortened | None) -> None:
+        self.last = turn.done
+        if request.source is not None:
+            self.last.source = request.source.without(None if short is None else short.columns)
 
     @contextmanager
     def recording(self) -> Iterator[list[Recorded]]:
@@ -304,12 +311,12 @@ class Router:
         featured: Flags | None,
         prompt: Prompt | None = None,
         routable: bool = True,
-    ) -> tuple[Rows, Tensor, Tensor | None]:
-        """What the blocks are given: its layout, embeddings and rotary; its positions; and [B] columns left out."""
-        embeddings, schedules, dropped = request.embeddings, None, None
+    ) -> tuple[Rows, Tensor, Shortened | None]:
+        """What the blocks are given: its layout, embeddings and rotary; its positions; and what a first stage left."""
+        embeddings, schedules, short = request.embeddings, None, None
         if self._stage is not None and request.marked:
             short, real, visual = self._stage.leave_out(embeddings, positions, real, visual)
-            embeddings, positions, dropped = short.embeddings, short.positions, short.dropped
+            embeddings, positions = short.embeddings, short.positions
             schedules = [self._stage.schedule_for(self.schedule, count) for count in short.images]
         images = self._features_per_image if request.images is None else request.images
         if prompt is not None:
@@ -334,7 +341,7 @@ class Router:
         if featured is not None and request.features is not None:
             features = DeepStack.of(request.features[1], featured, embeddings)
         rotary = self.decoder.position_embeddings(embeddings, positions)
-        return Rows(layout, embeddings, rotary, features, plan), positions, dropped
+        return Rows(layout, embeddings, rotary, features, plan), positions, short
 
     def _turn(
         self,

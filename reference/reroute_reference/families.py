@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reroute_spec import RerouteError
+from reroute_spec.grids import Grid, Kind
 from torch import Tensor, nn
 
 PLAIN_ATTENTION = "full_attention"
@@ -77,14 +78,18 @@ class Medium:
     Attributes:
         placeholder: configuration field that holds its placeholder id.
         pixels: the input that holds its pixels.
-        features: rows of every image (video), in order, from the configuration and the inputs.
+        grids: what every image (video) becomes, in order, from the configuration and the inputs.
         companions: inputs without which the model cannot place it.
     """
 
     placeholder: str
     pixels: str
-    features: Callable[[Any, Mapping[str, Any]], list[int]]
+    grids: Callable[[Any, Mapping[str, Any]], list[Grid]]
     companions: tuple[str, ...] = ()
+
+    def features(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+        """Rows of every image (video), in order."""
+        return [grid.size for grid in self.grids(config, inputs)]
 
 
 @dataclass(frozen=True)
@@ -119,39 +124,39 @@ class VisionTower:
         return [block for block in self.module(model).modules() if self.block_name in _class_names(block)]
 
 
-def _llava_features_per_image(config: Any, strategy: str | None = None) -> int:
-    vision = config.vision_config
-    patches = int(vision.image_size // vision.patch_size) ** 2
+def _llava_grid(config: Any, strategy: str | None = None) -> Grid:
+    """A square of patches; the strategy ``full`` keeps the class token before them."""
+    side = int(config.vision_config.image_size // config.vision_config.patch_size)
     strategy = strategy or config.vision_feature_select_strategy
-    return patches + int(strategy == "full")  # "full" keeps the class token
+    return Grid("image", 1, side, side, leading=int(strategy == "full"))
 
 
-def _llava_features(config: Any, inputs: Mapping[str, Any]) -> list[int]:
-    one = _llava_features_per_image(config, inputs.get("vision_feature_select_strategy"))
+def _llava_grids(config: Any, inputs: Mapping[str, Any]) -> list[Grid]:
+    one = _llava_grid(config, inputs.get("vision_feature_select_strategy"))
     return [one] * len(inputs["pixel_values"])
 
 
-def _grid_features(name: str) -> Callable[[Any, Mapping[str, Any]], list[int]]:
-    """Rows by a grid [n, 3] of patches (time, height, width), of which ``spatial_merge_size``² make one row."""
+def _merged_grids(kind: Kind, name: str) -> Callable[[Any, Mapping[str, Any]], list[Grid]]:
+    """Of patches [n, 3] (time, height, width), of which ``spatial_merge_size``² make one row."""
 
-    def features(config: Any, inputs: Mapping[str, Any]) -> list[int]:
-        merged = int(config.vision_config.spatial_merge_size) ** 2
-        return [int(patches) // merged for patches in inputs[name].prod(dim=-1)]
+    def grids(config: Any, inputs: Mapping[str, Any]) -> list[Grid]:
+        merge = int(config.vision_config.spatial_merge_size)
+        return [Grid(kind, t, height // merge, width // merge) for t, height, width in inputs[name].tolist()]
 
-    return features
+    return grids
 
 
 _QWEN_MEDIA = (
     Medium(
         "image_token_id",
         "pixel_values",
-        _grid_features("image_grid_thw"),
+        _merged_grids("image", "image_grid_thw"),
         ("image_grid_thw", "mm_token_type_ids"),
     ),
     Medium(
         "video_token_id",
         "pixel_values_videos",
-        _grid_features("video_grid_thw"),
+        _merged_grids("video", "video_grid_thw"),
         ("video_grid_thw", "mm_token_type_ids"),
     ),
 )
@@ -189,8 +194,8 @@ FAMILIES = (
         class_name="LlavaForConditionalGeneration",
         merger="model",
         text_decoder="model.language_model",
-        media=(Medium("image_token_id", "pixel_values", _llava_features),),
-        features_per_image=_llava_features_per_image,
+        media=(Medium("image_token_id", "pixel_values", _llava_grids),),
+        features_per_image=lambda config: _llava_grid(config).size,
         tower=VisionTower(
             "CLIPVisionModel", "CLIPEncoderLayer", "model.vision_tower", "model.multi_modal_projector"
         ),
