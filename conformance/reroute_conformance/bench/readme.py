@@ -33,6 +33,7 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         f"Ratios are {QUARTILES}. {record['date'][:10]}, {escaped(machine_line(record))}. Made by",
         "",
+        "<!-- not run: measures for minutes, on an idle machine -->",  # for who runs a page's blocks
         f"{fence}sh",
         command,
         fence,
