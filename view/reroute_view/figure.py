@@ -15,7 +15,7 @@ from .stages import DEFERRED, REENTERS, REMOVED, RUNS, WORDS, Stage, percent, ro
 
 _PANEL = 2.6  # inches, of one picture
 _ACROSS, _GAP = 3, 0.6  # tiles in a line, and cells between them
-_INK = {False: ("#111111", "#ffffff", "#8a929a"), True: ("#e5e8eb", "#14171a", "#8b949e")}
+_INK = {False: ("#111111", "#ffffff", "#a4abb2"), True: ("#e5e8eb", "#14171a", "#b4bcc4")}
 _HATCHES = {DEFERRED: "/////", REMOVED: "xxx"}
 
 
