@@ -1,5 +1,6 @@
 """The figure: a line per decision, every run beside the other, rows of blocks below."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def test_a_trace_by_itself_is_drawn_on_either_ground(view, dark):
     figure = bare.figure(dark=dark)
     assert (sum(figure.get_facecolor()[:3]) < 1) == dark
     figure.canvas.draw()
+
+
+def test_a_prompt_in_any_script_is_drawn_without_a_warning(view, tmp_path, recwarn):
+    Shown(dataclasses.replace(view, prompt="球 \U0001f534 \x1b")).save(tmp_path / "trace.png")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize(
