@@ -130,10 +130,21 @@ def _cells(places: Sequence[Place | None], rows: Sequence[int], boxes: list[list
     return found
 
 
+def _outline(cells: Sequence[Any]) -> Any:
+    """All cells as one path: where there are thousands, hatching each by itself takes a minute."""
+    from matplotlib.path import Path
+
+    around = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
+    corners = [(cell.get_x() + x, cell.get_y() + y) for cell in cells for x, y in around]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    return Path(corners, codes * len(cells))
+
+
 def _states(
     axes: Any, stage: Stage, places: list[Place | None], images: Sequence[ShownImage], boxes: list[list[_Box]]
 ) -> None:
     from matplotlib.collections import PatchCollection
+    from matplotlib.patches import PathPatch
 
     _ground(axes, images, boxes, "#ffffff")
     pictured = any(image.pictures for image in images)
@@ -146,8 +157,10 @@ def _states(
             veil = PatchCollection(cells, facecolor=COLOURS["veil"], edgecolor="none", alpha=0.74)
             axes.add_collection(veil)
             colour = COLOURS["hatch"]
-            axes.add_collection(
-                PatchCollection(cells, facecolor="none", edgecolor=colour, linewidth=0, hatch=_HATCHES[state])
+            axes.add_patch(
+                PathPatch(
+                    _outline(cells), facecolor="none", edgecolor=colour, linewidth=0, hatch=_HATCHES[state]
+                )
             )
             continue
         colour = COLOURS["re-enters" if state == REENTERS else "runs"]
