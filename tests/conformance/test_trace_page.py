@@ -137,6 +137,16 @@ def test_every_cell_is_drawn_as_the_trace_says(browser, pages, views):
         assert state == expected, (ordinal, red, green, blue)
 
 
+def test_what_is_no_candidate_is_dashed_among_the_scores(browser, pages, views):
+    show(browser, pages / "llava.html")
+    browser.evaluate("slider.value = 2; document.querySelector('input[value=scores]').click()")
+    pool = views["llava"].runs[1].trace.decisions[1].pool
+    without = next(ordinal for ordinal in range(36) if ordinal not in pool)
+    red, green, blue = colour(browser, 1, *divmod(without, 6), 6)
+    assert max(red, green, blue) - min(red, green, blue) < 10
+    assert 150 < red < 230  # paler without a dash
+
+
 def test_a_patch_is_read_by_arrow_keys_and_by_pointer(browser, pages, views):
     show(browser, pages / "llava.html")
     browser.evaluate("slider.focus(); slider.value = 2; show()")
@@ -262,8 +272,12 @@ def test_paper_is_light_whatever_the_screen_is(browser, pages):
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
     ink = browser.evaluate("getComputedStyle(document.body).color")
+    controls = browser.evaluate(
+        "[slider, document.querySelector('.buttons')].map(own => getComputedStyle(own).display)"
+    )
     browser.call("Emulation.setEmulatedMedia", media="", features=dark)
     assert luminance(ink) < 0.1
+    assert controls == ["none", "none"]
 
 
 def test_scores_of_a_long_video_have_their_range(browser, pages):

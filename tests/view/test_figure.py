@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.collections import LineCollection
 from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
 from reroute_conformance.tracing import ask, load_schedule, trace
 from reroute_spec import RerouteError
@@ -27,6 +28,15 @@ def test_a_figure_has_a_line_per_decision(view):
     assert len(titles) == 4 * 4 + 2  # what runs and scores, of two runs at four decisions; bars
     assert titles[0] == "reroute-fastv-192\nblock 1: 9 run"
     assert titles[1].startswith("reroute-fastv-192\nblock 1: scores, margin ")
+
+
+def test_what_is_no_candidate_is_dashed_among_the_scores():
+    model, processor = tiny_llava(), tiny_processor()
+    pruning = [("pdrop-192", load_schedule("pdrop-192", model))]
+    view = trace(model, processor, ask(model, processor, "?", [picture()]), pruning)
+    scores = Shown(view).figure().axes[3]  # of the second decision
+    dashes = next(own for own in scores.collections if isinstance(own, LineCollection))
+    assert len(dashes.get_segments()) == 36 - len(view.runs[0].trace.decisions[1].pool) > 0
 
 
 def test_bars_are_the_rows_of_every_block(view):

@@ -101,8 +101,8 @@ function mark(context, state, x, y, size, pictured) {
     });
   }
   if (state === "-") {
-    context.fillStyle = colours.hatch;
-    context.fillRect(x + size / 2 - inset / 2, y + size / 2 - inset / 2, inset, inset);
+    context.fillStyle = colours.hatch; // a dash: without it, grey shows the palest cell as the highest score
+    context.fillRect(x + size * .3, y + size / 2 - inset / 2, size * .4, inset);
   }
 }
 
