@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,7 +63,8 @@ def trace(
     from reroute_spec import RerouteError
     from reroute_view import Shown
 
-    paths = _outputs(output or [Path("trace.html")])
+    given_files = [*(image or []), *(Path(name) for name in (preset, beside) if name)]
+    paths = _outputs(output or [Path("trace.html")], given_files)
     if saved is not None:
         given = {
             "--model": model,
@@ -81,19 +83,24 @@ def trace(
         )
     from .cli_cost import _named
 
-    fields = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
+    fields = dict.fromkeys(("path", "html", "figure"), "--output")
     for path in paths:
         _named(fields, "--output", partial(shown.save, path))
     _print(shown.view, paths)
 
 
-def _outputs(paths: list[Path]) -> list[Path]:
-    """The files to write, refused before minutes are spent."""
+def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
+    """The files to write, each once; refused before minutes are spent, and before a picture is replaced by its trace."""
+    from reroute_spec import RerouteError
     from reroute_view.shown import check_path
 
     from .cli_cost import _named
 
-    return [_named({"path": "--output"}, "--output", partial(check_path, path)) for path in paths]
+    for path in paths:
+        _named({"path": "--output"}, "--output", partial(check_path, path))
+        if os.path.exists(path) and any(os.path.exists(own) and path.samefile(own) for own in given):
+            raise RerouteError("--output", f"{path} is one of the files given", "give another name")
+    return list(dict.fromkeys(paths))
 
 
 def _read(path: Path) -> Shown:
@@ -126,7 +133,11 @@ def _traced(name: str, image: list[Path], prompt: str, preset: str, beside: str 
     elif (pruning := augmented(preset, schedules[0][1])) is not None:
         other, own = pruning
         schedules.append((other, schedule("--preset", other) if own is schedules[0][1] else own))
-    inputs = _named({"prompt": "--prompt"}, "--prompt", lambda: ask(model, processor, prompt, pictures))
+    inputs = _named(
+        {"prompt": "--prompt", "image": "--image"},
+        "--prompt",
+        lambda: ask(model, processor, prompt, pictures),
+    )
     with Console(stderr=True).status("running"):
         return _named(
             {},

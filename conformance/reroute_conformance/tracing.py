@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from reroute_reference import run
 from reroute_reference.families import block_kinds, family_of, text_decoder_of
 from reroute_reference.nuwa import first_stage, second_stage
@@ -55,7 +55,7 @@ def load(name: str) -> tuple[nn.Module, Any]:
 
 
 def open_pictures(paths: Sequence[Path]) -> list[Image.Image]:
-    """The pictures, in RGB.
+    """The pictures, in RGB and the way up that their camera says, as transformers' own loading has them.
 
     Raises:
         RerouteError: one cannot be read.
@@ -64,7 +64,9 @@ def open_pictures(paths: Sequence[Path]) -> list[Image.Image]:
     for path in paths:
         try:
             with Image.open(path) as opened:
-                found.append(opened.convert("RGB"))
+                if opened.mode[0] in "IF":  # Pillow cuts what is above 255, so that the model would see white
+                    raise ValueError("it is grey with more than 8 bits")
+                found.append(ImageOps.exif_transpose(opened).convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             problem = f"{path} cannot be read ({error})"
             raise RerouteError("image", problem, "give a picture that Pillow reads") from None
@@ -88,7 +90,11 @@ def ask(model: nn.Module, processor: Any, prompt: str, pictures: Sequence[Image.
         made = processor(images=list(pictures) or None, text=text, return_tensors="pt")
     except (ValueError, TypeError, IndexError) as error:
         problem = f"the processor refuses prompt and pictures ({' '.join(str(error).split())})"
-        raise RerouteError("prompt", problem, f"leave {token} out, or write it once per --image") from None
+        if token in prompt or not pictures:
+            raise RerouteError(
+                "prompt", problem, f"leave {token} out, or write it once per --image"
+            ) from None
+        raise RerouteError("image", problem, "give pictures that it takes") from None
     parameter = next(model.parameters())
     return {
         name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)

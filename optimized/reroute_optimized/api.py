@@ -116,6 +116,10 @@ class Routed:
 
         from .show import view_of
 
+        if not isinstance(beside, Routed | None):
+            raise RerouteError(
+                "beside", f"is a {type(beside).__name__}", "give what apply or routed returned"
+            )
         other = None if beside is None else (beside._router, beside._last("beside"))
         return Shown(view_of(self._router, self._last("show"), request, inputs, processor, other))
 

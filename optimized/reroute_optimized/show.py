@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reroute_spec import RerouteError
@@ -33,6 +33,8 @@ def view_of(
         raise RerouteError(
             missing, "is missing", "a picture takes both: the inputs, and the processor that made them"
         )
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise RerouteError("inputs", f"are a {type(inputs).__name__}", "give what the processor returned")
     runs: tuple[Run, ...] = (run,)
     if beside is not None:
         other, known = run_of(*beside, request)
@@ -45,7 +47,7 @@ def view_of(
     if found is not None:
         images = tuple(ShownImage(given.grid) for given in found)
         if inputs is not None:
-            images = with_pictures(_among(router, done, request, inputs), config, inputs, processor)
+            images = with_pictures(_among(router, done, request, inputs, found), config, inputs, processor)
     name = getattr(config, "_name_or_path", "") or type(router.model).__name__
     return View(runs, images, _words(router, done, request, processor), name)
 
@@ -86,7 +88,9 @@ def _images(router: Router, done: Prefill, request: int) -> list[Given] | None:
     return None
 
 
-def _among(router: Router, done: Prefill, request: int, inputs: Mapping[str, Any]) -> list[Given]:
+def _among(
+    router: Router, done: Prefill, request: int, inputs: Mapping[str, Any], known: Sequence[Given]
+) -> list[Given]:
     """The images of a request where they are among the inputs, which are not repeated as prompts are for beams."""
     config: Any = router.model.config
     assert done.source is not None
@@ -95,7 +99,9 @@ def _among(router: Router, done: Prefill, request: int, inputs: Mapping[str, Any
     own = done.source.ids[request].tolist()
     row = request * len(rows) // len(done.source.ids)
     found = images_of(router.family.media, config, rows, inputs)
-    if found is None or row >= len(rows) or rows[row] != own:
+    same = found is not None and row < len(rows) and rows[row] == own
+    # grids of other shapes may have as many rows
+    if found is None or not same or [one.grid for one in found[row]] != [one.grid for one in known]:
         raise RerouteError("inputs", "are of another prompt", "give what the last prefill was given")
     return found[row]
 

@@ -59,9 +59,7 @@ class DecisionRecord:
         values["would_select"] = None if would is None else _counts(f"{path}.would_select", would)
         scores, gap = data["scores"], data["margin"]
         for name, numbers in (("scores", scores), ("margin", [] if gap is None else [gap])):
-            if not isinstance(numbers, list) or not all(
-                isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers
-            ):
+            if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
                 raise RerouteError(
                     f"{path}.{name}", f"{data[name]!r} holds no numbers", "see schemas/trace.json"
                 )
@@ -130,6 +128,13 @@ def _count(field: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RerouteError(field, f"{value!r} is no row or count", "give an integer >= 0")
     return value
+
+
+def _is_number(value: object) -> bool:
+    """One that a float holds, which not every integer of JSON is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 1023
 
 
 def _counts(field: str, values: object) -> tuple[int, ...]:

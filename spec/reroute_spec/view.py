@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -175,6 +176,15 @@ def _image(path: str, data: Any) -> ShownImage:
 def _check_run(path: str, run: Run, cells: int) -> None:
     """Refuse lists that a page would misplace."""
     count, blocks = len(run.trace.visual_rows), len(run.trace.kv_rows)
+    rows = run.trace.visual_rows
+    if list(rows) != sorted(set(rows)) or (rows and rows[-1] >= run.trace.num_rows):
+        problem = f"are no ascending rows of {run.trace.num_rows}"
+        raise RerouteError(f"{path}.trace.visual_rows", problem, "give the prompt row of every ordinal")
+    for name, counts in (("num_rows", [run.trace.num_rows]), ("kv_rows", run.trace.kv_rows)):
+        if max(counts, default=0) >= 1 << 31:
+            raise RerouteError(
+                f"{path}.trace.{name}", "are more than any prompt has", "give counts below 2^31"
+            )
     if run.kept is None:
         # the last prompt row is never routable, even where it is an image's
         if cells and not cells - 1 <= count <= cells:
@@ -206,6 +216,8 @@ def _check_decision(path: str, decision: DecisionRecord, count: int) -> None:
     if len(decision.scores) != len(decision.pool):
         problem = f"are {len(decision.scores)} for {len(decision.pool)} candidates"
         raise RerouteError(f"{path}.scores", problem, "give one per candidate")
+    if any(map(math.isnan, decision.scores)):
+        raise RerouteError(f"{path}.scores", "hold NaN", "nothing is decided by it (RR-SEL-005)")
 
 
 def _check_keys(path: str, data: object, known: tuple[str, ...]) -> None:
@@ -235,4 +247,6 @@ def _list(field: str, value: object) -> list[Any]:
 def _text(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise RerouteError(field, f"is a {type(value).__name__}", "give a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RerouteError(field, "holds half of a surrogate pair", "give text that UTF-8 can hold")
     return value

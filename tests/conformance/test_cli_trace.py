@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -150,7 +151,9 @@ REFUSED = [
     (["--prompt", "<image> what ?"], "--prompt: the processor refuses prompt and pictures"),
     (["-o", "trace.svg"], "--output: trace.svg does not end in .html, .png or .json"),
     (["-o", "trace"], "--output: trace does not end in"),
-    (["-o", "README.md/trace.json"], "--output: README.md/trace.json cannot be written"),
+    # before a model is loaded
+    (["--model", "spec", "-o", "README.md/trace.json"], "--output: README.md/trace.json cannot be written"),
+    (["-o", "x" * 300 + ".html"], "x.html cannot be written"),
     (["--from", "absent.json"], "--from: absent.json cannot be read"),
     (["--from", "README.md"], "--from: README.md cannot be read"),
     (["--from", "absent.json", "--model", "tiny"], "--model: is given with --from"),
@@ -201,6 +204,70 @@ def test_a_saved_trace_of_another_form_is_refused_by_its_field(vlm_reroute, imag
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "trace.html").exists()
+
+
+def test_a_picture_that_is_none_is_named_as_the_figure_is_drawn(vlm_reroute, image, tmp_path):
+    path = tmp_path / "trace.json"
+    assert vlm_reroute("trace", "--image", image, "--beside", "none", "-o", str(path))[0] == 0
+    view = json.loads(path.read_text("utf-8"))
+    view["images"][0]["pictures"] = ["data:image/png;base64,AAAA"]
+    path.write_text(json.dumps(view))
+    code, _, err = vlm_reroute("trace", "--from", str(path), "-o", str(tmp_path / "trace.png"))
+    assert code == 3
+    assert "--output: pictures: hold none that can be read" in err
+
+
+def test_half_a_letter_is_refused(vlm_reroute, tmp_path):
+    path = tmp_path / "trace.json"
+    assert vlm_reroute("trace", "--prompt", "what ?", "-o", str(path))[0] == 0
+    path.write_text(path.read_text("utf-8").replace("what ?", r"\ud83d"), "utf-8")
+    code, _, err = vlm_reroute("trace", "--from", str(path), "-o", str(tmp_path / "trace.html"))
+    assert code == 3
+    assert "--from: prompt: holds half of a surrogate pair" in err
+
+
+def test_a_picture_stands_as_its_camera_says(vlm_reroute, tmp_path):
+    turned, path = tmp_path / "turned.jpg", tmp_path / "trace.json"
+    seen = Image.new("RGB", (84, 84), (90, 90, 90))
+    seen.paste((20, 20, 250), (0, 0, 42, 84))  # the left half of what was seen
+    camera = Image.Exif()
+    camera[0x0112] = 6  # as the sensor has it, turned by a quarter to the left
+    seen.transpose(Image.Transpose.ROTATE_90).save(turned, exif=camera, quality=95)
+    assert vlm_reroute("trace", "--image", str(turned), "-o", str(path))[0] == 0
+    frame = pixels(data(path).images[0].pictures[0])
+    assert [frame.getpixel(at)[2] > 200 for at in ((20, 20), (20, 64), (64, 20), (64, 64))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "words"),
+    [
+        ("RGB", (900, 3), "the processor refuses prompt and pictures (absolute aspect ratio"),
+        ("I;16", (90, 90), "grey with more"),
+    ],
+)
+def test_a_picture_that_cannot_be_seen_is_named(vlm_reroute, tmp_path, mode, size, words):
+    path = tmp_path / "picture.png"
+    Image.new(mode, size).save(path)
+    code, _, err = vlm_reroute("trace", "--model", "tiny-qwen2.5-vl", "--image", str(path))
+    assert code == 3
+    assert err.startswith("error: --image: ")
+    assert words in err
+
+
+def test_a_file_is_written_once_and_never_over_what_was_given(vlm_reroute, image, tmp_path):
+    path = str(tmp_path / "trace.html")
+    code, out, _ = vlm_reroute("trace", "--image", image, "-o", path, "-o", path)
+    assert (code, out.count("Written")) == (0, 1)
+    before = Path(image).read_bytes()
+    code, _, err = vlm_reroute("trace", "--image", image, "-o", image)
+    assert code == 3
+    assert f"--output: {image} is one of the files given" in err
+    assert Path(image).read_bytes() == before
 
 
 def test_help_answers_without_torch(tmp_path):

@@ -2,8 +2,10 @@
 
 import base64
 import io
+import itertools
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -135,6 +137,16 @@ def test_every_cell_is_drawn_as_the_trace_says(browser, pages, views):
         assert state == expected, (ordinal, red, green, blue)
 
 
+def test_what_is_no_candidate_is_dashed_among_the_scores(browser, pages, views):
+    show(browser, pages / "llava.html")
+    browser.evaluate("slider.value = 2; document.querySelector('input[value=scores]').click()")
+    pool = views["llava"].runs[1].trace.decisions[1].pool
+    without = next(ordinal for ordinal in range(36) if ordinal not in pool)
+    red, green, blue = colour(browser, 1, *divmod(without, 6), 6)
+    assert max(red, green, blue) - min(red, green, blue) < 10
+    assert 150 < red < 230  # paler without a dash
+
+
 def test_a_patch_is_read_by_arrow_keys_and_by_pointer(browser, pages, views):
     show(browser, pages / "llava.html")
     browser.evaluate("slider.focus(); slider.value = 2; show()")
@@ -228,6 +240,58 @@ def test_everything_can_be_reached_and_is_named(browser, pages):
     )
     names = browser.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
     assert len(set(names)) == len(names)
+
+
+def test_headings_step_by_one(browser, pages):
+    show(browser, pages / "llava.html")
+    levels = browser.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_bars_are_told_apart_in_grey(browser, pages, scheme):
+    show(browser, pages / "llava.html", scheme=scheme)
+    fills = browser.evaluate(
+        "['visual', 'text', 'left'].map(kind => getComputedStyle(document.querySelector(`.bars .${kind}`)).fill)"
+    )
+    visual, text_rows, left = map(luminance, fills)
+    for one, other in ((visual, text_rows), (text_rows, left)):
+        assert (max(one, other) + 0.05) / (min(one, other) + 0.05) > 2
+
+
+def luminance(colour):
+    """Relative luminance of ``rgb(…)``, as WCAG defines it."""
+    shares = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_paper_is_light_whatever_the_screen_is(browser, pages):
+    show(browser, pages / "llava.html", scheme="dark")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    ink = browser.evaluate("getComputedStyle(document.body).color")
+    controls = browser.evaluate(
+        "[slider, document.querySelector('.buttons')].map(own => getComputedStyle(own).display)"
+    )
+    browser.call("Emulation.setEmulatedMedia", media="", features=dark)
+    assert luminance(ink) < 0.1
+    assert controls == ["none", "none"]
+
+
+def test_scores_of_a_long_video_have_their_range(browser, pages):
+    show(browser, pages / "llava.html")
+    browser.evaluate("stageOf(0).scores = new Array(300000).fill(.25); stageOf(1).scores = [.5, 0, null]")
+    assert browser.evaluate("scoreRange()") == [0.25, 0.5]
+
+
+def test_a_long_prompt_leaves_room_for_the_picture(browser, pages, views):
+    path = pages / "long.html"
+    Shown(replace(views["llava"], prompt="where is the ball ? " * 300)).save(path)
+    show(browser, path, 390)
+    assert browser.evaluate("document.querySelector('blockquote').tabIndex") == 0
+    assert browser.evaluate("document.getElementById('controls').getBoundingClientRect().top") < 800
 
 
 def test_a_notebook_shows_the_same_page_in_a_frame(browser, views, tmp_path):

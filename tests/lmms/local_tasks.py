@@ -17,6 +17,10 @@ def visual(doc):
     return [doc["image"].convert("RGB")]
 
 
+def mostly(doc):
+    return [] if "under" in doc["question"] else visual(doc)
+
+
 def rounds(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None, previous_round_info=None):
     if round_idx is None:
         return doc["question"]
@@ -48,6 +52,10 @@ metric_list:
 
 _TASKS = {
     "questions": "include: common_yaml",
+    "unseen": """
+        include: common_yaml
+        doc_to_visual: !function functions.mostly
+        """,
     "choices": """
         include: common_yaml
         output_type: multiple_choice

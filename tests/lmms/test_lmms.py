@@ -99,6 +99,7 @@ def test_batches_are_routed_request_by_request(evaluate, family):
         ({"reroute": "64"}, "reroute"),
         ({"more": ",reroute_backend=tritn"}, "tritn"),
         ({"batch_size": 2}, "batch_size"),
+        ({"batch_size": "auto"}, "batch_size"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_model_is_loaded(evaluate, more, named):
@@ -117,6 +118,19 @@ def test_an_error_in_generate_is_no_empty_answer(evaluate, reroute, force_simple
 def test_loglikelihood_of_a_routed_model_is_refused(evaluate):
     with pytest.raises(RerouteError, match="loglikelihood"):
         evaluate("llava_hf", "reroute-pdrop-64", "local_choices", force_simple=True)
+
+
+@pytest.mark.parametrize("reroute", ["", "reroute-pdrop-64"])
+def test_a_prompt_without_a_picture_is_not_answered_by_the_one_before(evaluate, reroute):
+    with pytest.raises(RerouteError, match="has no picture"):
+        evaluate("llava_hf", reroute, "local_unseen", force_simple=True)
+    with pytest.raises(IndexError):  # transformers', which takes no empty list of pictures
+        evaluate("llava_hf", reroute, "local_unseen")
+
+
+def test_prompts_without_a_picture_are_answered_by_a_qwen(evaluate):
+    results = evaluate("qwen2_5_vl", "reroute-pdrop-64", "local_unseen")
+    assert all(any(answer.strip() for answer in given) for given in answers(results, "local_unseen"))
 
 
 def test_every_round_is_routed(evaluate, place):

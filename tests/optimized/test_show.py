@@ -149,6 +149,15 @@ def test_a_later_turn_shows_its_own_image(llava):
     assert view.runs[0].trace.kv_rows[0] > view.runs[0].trace.num_rows  # and those from before
 
 
+def test_inputs_of_as_many_rows_in_other_grids_are_refused():
+    model = tiny_qwen("qwen2_5_vl", num_layers=4)
+    inputs = qwen_inputs("qwen2_5_vl", [painted(2, 3)])
+    with routed(model, HALF) as routing:
+        model(**inputs)
+    with pytest.raises(RerouteError, match="inputs: are of another prompt"):
+        routing.show(qwen_inputs("qwen2_5_vl", [painted(3, 2)]), QWEN)
+
+
 def test_the_pruning_method_is_shown_beside(llava):
     inputs = asked("<image> ?", [picture()])
     with routed(llava, "pdrop-192") as pruning:
@@ -182,6 +191,8 @@ def test_what_cannot_be_shown_is_refused(llava):
                 "inputs: are of another",
             ),
             ({"inputs": {}, "processor": tiny_processor()}, "inputs: are of another"),
+            ({"inputs": picture(), "processor": tiny_processor()}, "inputs: are a Image"),
+            ({"beside": "pdrop-192"}, "beside: is a str"),
         ):
             with pytest.raises(RerouteError, match=words):
                 routing.show(**given)

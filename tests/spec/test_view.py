@@ -73,6 +73,13 @@ REFUSED = [
     (("runs", 0, "trace", "decisions", 1, "layer"), 1, "runs[0].trace.decisions[1].layer"),
     (("runs", 0, "trace", "decisions", 0, "selected"), [0, 4], "runs[0].trace.decisions[0].selected"),
     (("runs", 0, "trace", "decisions", 0, "scores"), [0.1], "runs[0].trace.decisions[0].scores"),
+    (("runs", 0, "trace", "decisions", 0, "scores"), [float("nan")] * 4, "runs[0].trace.decisions[0].scores"),
+    (("runs", 0, "trace", "decisions", 0, "scores"), [10**400] * 4, "runs[0].trace.decisions[0].scores"),
+    (("runs", 0, "trace", "num_rows"), 4, "runs[0].trace.visual_rows"),
+    (("runs", 0, "trace", "num_rows"), 1 << 31, "runs[0].trace.num_rows"),
+    (("runs", 0, "trace", "kv_rows"), [6, 4, 4, 1 << 31], "runs[0].trace.kv_rows"),
+    (("runs", 0, "trace", "visual_rows"), [1, 1, 2, 3], "runs[0].trace.visual_rows"),
+    (("prompt",), "half \ud83d", "prompt"),
 ]
 
 

@@ -1,9 +1,11 @@
 """The figure: a line per decision, every run beside the other, rows of blocks below."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.collections import LineCollection
 from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
 from reroute_conformance.tracing import ask, load_schedule, trace
 from reroute_spec import RerouteError
@@ -28,6 +30,15 @@ def test_a_figure_has_a_line_per_decision(view):
     assert titles[1].startswith("reroute-fastv-192\nblock 1: scores, margin ")
 
 
+def test_what_is_no_candidate_is_dashed_among_the_scores():
+    model, processor = tiny_llava(), tiny_processor()
+    pruning = [("pdrop-192", load_schedule("pdrop-192", model))]
+    view = trace(model, processor, ask(model, processor, "?", [picture()]), pruning)
+    scores = Shown(view).figure().axes[3]  # of the second decision
+    dashes = next(own for own in scores.collections if isinstance(own, LineCollection))
+    assert len(dashes.get_segments()) == 36 - len(view.runs[0].trace.decisions[1].pool) > 0
+
+
 def test_bars_are_the_rows_of_every_block(view):
     axes = Shown(view).figure().axes[-2]
     heights = [bar.get_height() for bar in axes.containers[0]]
@@ -40,6 +51,11 @@ def test_a_trace_by_itself_is_drawn_on_either_ground(view, dark):
     figure = bare.figure(dark=dark)
     assert (sum(figure.get_facecolor()[:3]) < 1) == dark
     figure.canvas.draw()
+
+
+def test_a_prompt_in_any_script_is_drawn_without_a_warning(view, tmp_path, recwarn):
+    Shown(dataclasses.replace(view, prompt="球 \U0001f534 \x1b")).save(tmp_path / "trace.png")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize(

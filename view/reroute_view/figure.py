@@ -15,7 +15,7 @@ from .stages import DEFERRED, REENTERS, REMOVED, RUNS, WORDS, Stage, percent, ro
 
 _PANEL = 2.6  # inches, of one picture
 _ACROSS, _GAP = 3, 0.6  # tiles in a line, and cells between them
-_INK = {False: ("#111111", "#ffffff", "#8a929a"), True: ("#e5e8eb", "#14171a", "#8b949e")}
+_INK = {False: ("#111111", "#ffffff", "#a4abb2"), True: ("#e5e8eb", "#14171a", "#b4bcc4")}
 _HATCHES = {DEFERRED: "/////", REMOVED: "xxx"}
 
 
@@ -76,7 +76,11 @@ def figure(view: View, *, dark: bool = False) -> Any:
         heading = " · ".join(part for part in (view.model, _cut(view.prompt, 60 * len(view.runs))) if part)
         drawn.suptitle(heading or "vlm-reroute trace", fontsize=9)
         if images:
-            _legend(drawn, {state for found in own for stage in found for state in stage.states}, ground)
+            scored = [stage for found in own for stage in found if stage.decision is not None]
+            gaps = any(None in stage.scores for stage in scored)
+            _legend(
+                drawn, {state for found in own for stage in found for state in stage.states}, ground, gaps
+            )
     return drawn
 
 
@@ -130,10 +134,21 @@ def _cells(places: Sequence[Place | None], rows: Sequence[int], boxes: list[list
     return found
 
 
+def _outline(cells: Sequence[Any]) -> Any:
+    """All cells as one path: where there are thousands, hatching each by itself takes a minute."""
+    from matplotlib.path import Path
+
+    around = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
+    corners = [(cell.get_x() + x, cell.get_y() + y) for cell in cells for x, y in around]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    return Path(corners, codes * len(cells))
+
+
 def _states(
     axes: Any, stage: Stage, places: list[Place | None], images: Sequence[ShownImage], boxes: list[list[_Box]]
 ) -> None:
     from matplotlib.collections import PatchCollection
+    from matplotlib.patches import PathPatch
 
     _ground(axes, images, boxes, "#ffffff")
     pictured = any(image.pictures for image in images)
@@ -146,8 +161,10 @@ def _states(
             veil = PatchCollection(cells, facecolor=COLOURS["veil"], edgecolor="none", alpha=0.74)
             axes.add_collection(veil)
             colour = COLOURS["hatch"]
-            axes.add_collection(
-                PatchCollection(cells, facecolor="none", edgecolor=colour, linewidth=0, hatch=_HATCHES[state])
+            axes.add_patch(
+                PathPatch(
+                    _outline(cells), facecolor="none", edgecolor=colour, linewidth=0, hatch=_HATCHES[state]
+                )
             )
             continue
         colour = COLOURS["re-enters" if state == REENTERS else "runs"]
@@ -173,14 +190,18 @@ def _scores(
 ) -> None:
     import math
 
-    from matplotlib.collections import PatchCollection
+    from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.colors import LinearSegmentedColormap
 
     _ground(axes, (), boxes, COLOURS["veil"], images)
     rows = [row for row, score in enumerate(stage.scores) if score is not None and places[row] is not None]
+    left_out = _cells(places, [row for row, score in enumerate(stage.scores) if score is None], boxes)
     if not rows:
         axes.text(0.5, 0.5, "not scored", transform=axes.transAxes, ha="center", va="center", color="#111111")
         return
+    # a dash: without it, grey shows the palest cell as the highest score
+    dashes = [[(c.get_x() + x, c.get_y() + 0.5) for x in (0.3, 0.7)] for c in left_out]
+    axes.add_collection(LineCollection(dashes, colors=COLOURS["hatch"], linewidths=0.6))
     scores = [score for row in rows if (score := stage.scores[row]) is not None]
     positive = [score for score in scores if 0 < score < math.inf]
     least = min(positive, default=1.0)
@@ -231,7 +252,7 @@ def _bars(axes: Any, run: Any, ink: str, quiet: str) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper right")
 
 
-def _legend(drawn: Any, present: set[str], ground: str) -> None:
+def _legend(drawn: Any, present: set[str], ground: str, gaps: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -267,6 +288,11 @@ def _legend(drawn: Any, present: set[str], ground: str) -> None:
             handles.append(Patch(facecolor=ground, edgecolor=COLOURS["runs"], linewidth=1.5, label=words))
     handles.append(Patch(facecolor=CIVIDIS[-1], edgecolor="none", label="high score"))
     handles.append(Patch(facecolor=CIVIDIS[0], edgecolor="none", label="low score (log scale)"))
+    if gaps:
+        dash = Line2D(
+            [], [], marker="_", color="none", markeredgecolor=COLOURS["hatch"], label="no candidate"
+        )
+        handles.append(dash)
     drawn.legend(
         handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=8
     )

@@ -23,8 +23,11 @@ function heatAt(share) {
 
 // the ends of the scale: those of all runs' stages here, so that panels can be compared
 function scoreRange() {
-  const all = runs.flatMap((_, run) => stageOf(run).scores).filter(score => score !== null && score > 0);
-  return all.length ? [Math.min(...all), Math.max(...all)] : [1, 1];
+  let low = Infinity, high = -Infinity; // a long video has more rows than a call takes arguments
+  runs.forEach((_, run) => stageOf(run).scores.forEach(score => {
+    if (score !== null && score > 0) { low = Math.min(low, score); high = Math.max(high, score); }
+  }));
+  return low <= high ? [low, high] : [1, 1];
 }
 
 // cells of all tiles are equally large, so that rows can be compared
@@ -98,8 +101,8 @@ function mark(context, state, x, y, size, pictured) {
     });
   }
   if (state === "-") {
-    context.fillStyle = colours.hatch;
-    context.fillRect(x + size / 2 - inset / 2, y + size / 2 - inset / 2, inset, inset);
+    context.fillStyle = colours.hatch; // a dash: without it, grey shows the palest cell as the highest score
+    context.fillRect(x + size * .3, y + size / 2 - inset / 2, size * .4, inset);
   }
 }
 
@@ -299,4 +302,6 @@ slider.addEventListener("input", show);
 document.querySelectorAll("input[name=mode]").forEach(button => button.addEventListener("change", () => { mode = button.value; show(); }));
 document.getElementById("save").addEventListener("click", save);
 window.addEventListener("resize", show);
+// names of frames have the page's ink, which is dark on paper whatever the screen's scheme
+for (const query of ["(prefers-color-scheme: dark)", "print"]) window.matchMedia(query).addEventListener("change", show);
 Promise.all(tiles.map(load)).then(() => { show(); document.body.dataset.ready = "yes"; });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ from reroute_spec.view import View
 
 SUFFIXES = (".html", ".png", ".json")
 _DPI = 150
+_WRITABLE = "give a writable path"
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,17 @@ class Shown:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(made)
         except OSError as error:
-            raise RerouteError(
-                "path", f"{path} cannot be written ({error})", "give a writable path"
-            ) from None
+            raise RerouteError("path", f"{path} cannot be written ({error})", _WRITABLE) from None
 
     def _png(self) -> bytes:
         import io
+        import warnings
 
-        file = io.BytesIO()
-        self.figure().savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        file, drawn = io.BytesIO(), self.figure()
+        with warnings.catch_warnings():
+            # a prompt may be in a script that matplotlib's font lacks: boxes say so
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            drawn.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
         return file.getvalue()
 
     def _repr_html_(self) -> str:
@@ -100,6 +104,11 @@ def check_path(path: str | Path) -> Path:
         raise RerouteError(
             "path", f"{path} does not end in .html, .png or .json", "its suffix says what is written"
         )
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raises where a name is too long
         raise RerouteError("path", f"{path} is a folder", "give a file")
+    there = next(own for own in (path, *path.absolute().parents) if os.path.exists(own))
+    if there != path and not os.path.isdir(there):
+        raise RerouteError("path", f"{path} cannot be written ({there} is no folder)", _WRITABLE)
+    if not os.access(there, os.W_OK):
+        raise RerouteError("path", f"{path} cannot be written ({there} is read-only)", _WRITABLE)
     return path

@@ -1,4 +1,4 @@
-"""Benchmarks by lmms-eval: models that take ``reroute=``, and task files for RefCOCO. See docs/evaluate.md."""
+"""Benchmarks by lmms-eval: models that take ``reroute=``, and task files for RefCOCO. See docs/how-to/evaluate.md."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ A chat class takes the messages that a task makes; a simple one, asked for by ``
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
@@ -12,6 +13,7 @@ from lmms_eval.models.chat import llava_hf, qwen2_5_vl, qwen3_vl
 from lmms_eval.models.simple import llava_hf as llava_hf_simple
 from lmms_eval.models.simple import qwen2_5_vl as qwen2_5_vl_simple
 from lmms_eval.models.simple import qwen3_vl as qwen3_vl_simple
+from reroute_spec import RerouteError
 
 from .routing import Failed, Routing, one_at_a_time
 
@@ -40,7 +42,31 @@ class LlavaHf(_Llava, llava_hf.LlavaHf):  # type: ignore[misc]  # lmms-eval is u
 
 
 class LlavaHfSimple(_Llava, llava_hf_simple.LlavaHf):  # type: ignore[misc]
-    """``reroute_llava_hf`` under ``--force_simple``."""
+    """``reroute_llava_hf`` under ``--force_simple``. lmms-eval's class makes no inputs of a prompt without a picture: it would
+    run those of the prompt before once more, or answer "".
+    """
+
+    def generate_until(self, requests: Any) -> Any:
+        """As lmms-eval's, of prompts with pictures.
+
+        Raises:
+            RerouteError: a prompt has none.
+        """
+        return super().generate_until([_pictured(request) for request in requests])
+
+
+def _pictured(request: Any) -> Any:
+    """The request, which fails where it has no picture as lmms-eval asks for them."""
+    context, options, visuals, *where = request.args
+
+    def pictures(doc: Any) -> Any:
+        found = visuals(doc)
+        if not found:
+            problem = f"{context!r} has no picture, and lmms-eval's simple class answers none without"
+            raise RerouteError("prompt", problem, "take tasks that show pictures, or another model")
+        return found
+
+    return replace(request, arguments=(context, options, pictures, *where))
 
 
 class Qwen25VL(Routing, qwen2_5_vl.Qwen2_5_VL):  # type: ignore[misc]

@@ -140,7 +140,7 @@ def one_at_a_time(model_args: Mapping[str, Any]) -> None:
         RerouteError: naming it.
     """
     size = model_args.get("batch_size")
-    if size is not None and int(size) != 1:
+    if size is not None and str(size) != "1":  # "auto" is lmms-eval's too
         raise RerouteError("batch_size", f"{size} of a model that lmms-eval asks one by one", "give 1")
 
 
