@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _NONE = "none"
+_WRITTEN = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
+"""What a refusal to write names, as the option that a person typed."""
 
 
 @app.command()
@@ -81,9 +83,8 @@ def trace(
         )
     from .cli_cost import _named
 
-    fields = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
     for path in paths:
-        _named(fields, "--output", partial(shown.save, path))
+        _named(_WRITTEN, "--output", partial(shown.save, path))
     _print(shown.view, paths)
 
 
@@ -93,7 +94,7 @@ def _outputs(paths: list[Path]) -> list[Path]:
 
     from .cli_cost import _named
 
-    return [_named({"path": "--output"}, "--output", partial(check_path, path)) for path in paths]
+    return [_named(_WRITTEN, "--output", partial(check_path, path)) for path in paths]
 
 
 def _read(path: Path) -> Shown:

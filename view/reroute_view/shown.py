@@ -93,7 +93,7 @@ def check_path(path: str | Path) -> Path:
     """Refuse a path that :meth:`Shown.save` would not write, before anything is run for it.
 
     Raises:
-        RerouteError: naming ``path``.
+        RerouteError: naming ``path``, or ``html`` or ``figure`` where the library for it is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -102,4 +102,12 @@ def check_path(path: str | Path) -> Path:
         )
     if path.is_dir():
         raise RerouteError("path", f"{path} is a folder", "give a file")
+    if path.suffix.lower() == ".html":
+        from .page import check_jinja2
+
+        check_jinja2()
+    elif path.suffix.lower() == ".png":
+        from .figure import check_matplotlib
+
+        check_matplotlib()
     return path
