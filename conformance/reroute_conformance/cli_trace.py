@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _NONE = "none"
+_WRITTEN = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
+"""What a refusal to write names, as the option that a person typed."""
 
 
 @app.command()
@@ -83,9 +85,8 @@ def trace(
         )
     from .cli_cost import _named
 
-    fields = dict.fromkeys(("path", "html", "figure"), "--output")
     for path in paths:
-        _named(fields, "--output", partial(shown.save, path))
+        _named(_WRITTEN, "--output", partial(shown.save, path))
     _print(shown.view, paths)
 
 
@@ -97,7 +98,7 @@ def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
     from .cli_cost import _named
 
     for path in paths:
-        _named({"path": "--output"}, "--output", partial(check_path, path))
+        _named(_WRITTEN, "--output", partial(check_path, path))
         if os.path.exists(path) and any(os.path.exists(own) and path.samefile(own) for own in given):
             raise RerouteError("--output", f"{path} is one of the files given", "give another name")
     return list(dict.fromkeys(paths))

@@ -16,6 +16,7 @@ FOLDERS = {
     "reroute_view": "view",
 }
 BESIDE = {
+    "reroute_spec": {"grids": ("Grid",)},
     "reroute_reference": {"families": ()},
     "reroute_conformance": {
         "protocol": ("Target", "Timed", "PROFILES", "FAMILIES", "DTYPES", "WORKS", "Model"),

@@ -42,7 +42,7 @@ The command line prints it as one line, `error: …`, and ends with exit code 3.
 |---|---|---|
 | 0 | CONFORMS | done |
 | 1 | FAILS: a rule is broken, and the report says which | what was checked is not as it should be |
-| 2 | INCOMPLETE: something was skipped or not exercised | |
+| 2 | INCOMPLETE: something was skipped or not exercised | `smoke`, `bench`: what was asked of a target cannot be run or timed here |
 | 3 | wrong usage, or the suite itself broke | wrong usage |
 
 The tables are made from the code, module by module. Words in *italics* stand for what was given or found. To find a message, search this

@@ -79,13 +79,16 @@ class Medium:
         placeholder: configuration field that holds its placeholder id.
         pixels: the input that holds its pixels.
         grids: what every image (video) becomes, in order, from the configuration and the inputs.
-        companions: inputs without which the model cannot place it.
+        companions: inputs without which the model cannot place it; the first one holds the grids, in patches.
+        tiled: of images of one size, whether their pixels are given by request: [requests, tiles, channels, height,
+            width], not [images, channels, height, width].
     """
 
     placeholder: str
     pixels: str
     grids: Callable[[Any, Mapping[str, Any]], list[Grid]]
     companions: tuple[str, ...] = ()
+    tiled: bool = False
 
     def features(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
         """Rows of every image (video), in order."""

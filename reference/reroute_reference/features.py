@@ -140,8 +140,13 @@ def _check_pixels(medium: Medium, vision: Any, inputs: Mapping[str, Any]) -> Non
     if not medium.companions:  # images of one size
         size = vision.image_size  # one number, or height and width
         one = (vision.num_channels, *((size, size) if isinstance(size, int) else size))
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != one:
-            raise RerouteError(field, found, f"give [images, {', '.join(map(str, one))}]")
+        before = ("requests", "tiles") if medium.tiled else ("images",)
+        if (
+            not isinstance(pixels, Tensor)
+            or pixels.ndim != len(before) + 3
+            or tuple(pixels.shape[-3:]) != one
+        ):
+            raise RerouteError(field, found, f"give [{', '.join(map(str, (*before, *one)))}]")
         return
     # rows of patches, as many as the grid says
     name = medium.companions[0]

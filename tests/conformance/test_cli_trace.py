@@ -170,6 +170,16 @@ def test_wrong_usage_is_one_line_that_names_the_option(vlm_reroute, arguments, w
     assert out == ""
 
 
+@pytest.mark.parametrize(("library", "path"), [("jinja2", "trace.html"), ("matplotlib", "trace.png")])
+def test_a_library_that_is_missing_is_told_before_a_model_is_loaded(
+    vlm_reroute, monkeypatch, tmp_path, library, path
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    code, out, err = vlm_reroute("trace", "--model", str(tmp_path / "absent"), "-o", str(tmp_path / path))
+    told = f"error: --output: needs {library}; pip install 'vlm-reroute[view]'"
+    assert (code, out, err.strip()) == (3, "", told)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -19,6 +19,16 @@ _INK = {False: ("#111111", "#ffffff", "#a4abb2"), True: ("#e5e8eb", "#14171a", "
 _HATCHES = {DEFERRED: "/////", REMOVED: "xxx"}
 
 
+def check_matplotlib() -> None:
+    """Raises:
+    RerouteError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise RerouteError("figure", "needs matplotlib", "pip install 'vlm-reroute[view]'") from None
+
+
 def figure(view: View, *, dark: bool = False) -> Any:
     """A ``matplotlib.figure.Figure``; no window and no global state is touched.
 
@@ -29,11 +39,10 @@ def figure(view: View, *, dark: bool = False) -> Any:
     Raises:
         RerouteError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RerouteError("figure", "needs matplotlib", "pip install 'vlm-reroute[view]'") from None
+    check_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     ink, ground, quiet = _INK[dark]
     images, placed = shown(view)
     own = [stages(run) for run in view.runs]

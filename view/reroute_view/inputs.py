@@ -54,12 +54,12 @@ def images_of(
         if not held:
             continue
         given = dict(inputs)
-        if not medium.companions and given.get(medium.pixels) is None:
+        if not medium.companions and not medium.tiled and given.get(medium.pixels) is None:
             one = medium.grids(config, {**given, medium.pixels: [None]})[0]
             given[medium.pixels] = [None] * (held // one.size)
         try:
             grids = medium.grids(config, given)
-        except (KeyError, AttributeError):  # its grid is not among the inputs
+        except (KeyError, AttributeError, TypeError):  # its grid is not among the inputs
             return None
         found[token] = [Given(grid, medium, index) for index, grid in enumerate(grids)]
     return in_prompt_order(ids, found)
@@ -93,6 +93,8 @@ def _frames(image: Given, config: Any, inputs: Mapping[str, Any], processor: Any
         raise RerouteError(medium.pixels, "are missing", "give all that the processor returned")
     mean, deviation = _colours(processor, image.grid.kind)
     if not medium.companions:
+        if medium.tiled:  # a request with fewer images than another is filled with zeros
+            pixels = [tile for request in pixels for tile in request if tile.any()]
         channels = _numbers(pixels[image.index])  # [3, height, width]
         return [_restored(channels.transpose(1, 2, 0), mean, deviation)]
     vision = config.vision_config

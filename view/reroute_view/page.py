@@ -29,17 +29,26 @@ from .stages import (
 )
 
 
+def check_jinja2() -> None:
+    """Raises:
+    RerouteError: it is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise RerouteError("html", "needs jinja2", "pip install 'vlm-reroute[view]'") from None
+
+
 def page(view: View) -> str:
     """The page of a view. Every text in it is escaped, whoever it is from.
 
     Raises:
         RerouteError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise RerouteError("html", "needs jinja2", "pip install 'vlm-reroute[view]'") from None
+    check_jinja2()
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -97,7 +97,7 @@ def check_path(path: str | Path) -> Path:
     """Refuse a path that :meth:`Shown.save` would not write, before anything is run for it.
 
     Raises:
-        RerouteError: naming ``path``.
+        RerouteError: naming ``path``, or ``html`` or ``figure`` where the library for it is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -111,4 +111,12 @@ def check_path(path: str | Path) -> Path:
         raise RerouteError("path", f"{path} cannot be written ({there} is no folder)", _WRITABLE)
     if not os.access(there, os.W_OK):
         raise RerouteError("path", f"{path} cannot be written ({there} is read-only)", _WRITABLE)
+    if path.suffix.lower() == ".html":
+        from .page import check_jinja2
+
+        check_jinja2()
+    elif path.suffix.lower() == ".png":
+        from .figure import check_matplotlib
+
+        check_matplotlib()
     return path
