@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _NONE = "none"
-_WRITTEN = dict.fromkeys(("path", "html", "figure", "pictures"), "--output")
+_WRITTEN = dict.fromkeys(("path", "html", "figure"), "--output")
 """What a refusal to write names, as the option that a person typed."""
 
 
