@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from pathlib import Path
 from typing import Any
+
+from reroute_conformance.bench.svg import LINE, STYLE, TEXT, svg_of
 
 HERE = Path(__file__).parent
 
 # colours that stand for variables in the SVG, and what those are on a light and on a dark page
 _COLOURS = {
-    "#010101": ("text", "#1c2024", "#e5e8eb"),
-    "#020202": ("line", "#dcdfe2", "#343b42"),
+    TEXT: ("text", "#1c2024", "#e5e8eb"),
+    LINE: ("line", "#dcdfe2", "#343b42"),
     "#030303": ("quiet", "#5a6169", "#a2abb4"),
     "#040400": ("fastv", "#1f77b4", "#62aee8"),
     "#040401": ("pdrop", "#c4552d", "#ec8a63"),
@@ -41,21 +42,7 @@ def drawing(data: dict[str, Any]) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "vlm-reroute",  # the same results draw the same file
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": "#010101",
-        "axes.labelcolor": "#010101",
-        "axes.titlecolor": "#010101",
-        "axes.edgecolor": "#020202",
-        "xtick.color": "#010101",
-        "ytick.color": "#010101",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-    }
+    style = {**STYLE, "font.size": 9, "axes.titlecolor": TEXT}
     rows = data["setting"]["visual_rows"]
     with matplotlib.rc_context(style):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -79,13 +66,11 @@ def drawing(data: dict[str, Any]) -> str:
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.set_xlabel("visual rows that run, % of all, mean over blocks")
-            axes.grid(axis="y", color="#020202", linewidth=0.6)
+            axes.grid(axis="y", color=LINE, linewidth=0.6)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False, handlelength=2.6)
-        written = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(written, format="svg", metadata=nothing)
-    return _for_both(written.getvalue())
+        written = svg_of(figure)
+    return _for_both(written)
 
 
 def _line(
@@ -98,7 +83,6 @@ def _line(
 
 def _for_both(svg: str) -> str:
     """Variables in place of colours, with their values for a light and for a dark page."""
-    svg = svg[svg.index("<svg") :]
     for colour, (name, _, _) in _COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     light, dark = (" ".join(f"--{entry[0]}: {entry[i]};" for entry in _COLOURS.values()) for i in (1, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -10,9 +9,10 @@ from typing import Any
 
 from reroute_spec import RerouteError
 
+from .svg import LINE, STYLE, TEXT, svg_of
 from .works import MAP, PLAIN, UNROUTED
 
-_INK = {"#010101": "var(--text)", "#020202": "var(--line)", "#030303": "var(--card)"}
+_INK = {TEXT: "var(--text)", LINE: "var(--line)", "#030303": "var(--card)"}
 _WIDTH, _WORDS, _SMALL = 4.3, 12, 11
 """Inches and points. A phone shows a plot about as many of its pixels wide as this has points, so words have a page's sizes there."""
 _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
@@ -51,7 +51,7 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
                 ],
                 color=_colour(name, order),
                 label=name,
-                ecolor="#010101",
+                ecolor=TEXT,
                 error_kw={"elinewidth": 1},
             )
             for place, median, _, high in bars:
@@ -76,7 +76,7 @@ def speeds(cases: Sequence[dict[str, Any]], order: Sequence[str], label: str) ->
         axes.set_ylim(len(cases) * lines - 0.8, -0.6)
         axes.margins(x=0.15)
         axes.set_xlabel(label)
-        axes.grid(axis="x", color="#020202", linewidth=0.6)
+        axes.grid(axis="x", color=LINE, linewidth=0.6)
 
     return _svg(draw, height=0.6 + 0.26 * lines * len(cases), names=names)
 
@@ -113,7 +113,7 @@ def curves(
         axes.set_xlabel(_AXES[axis])
         axes.set_ylabel(label)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.grid(axis="y", color="#020202", linewidth=0.6)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
 
     return _svg(draw, height=3.4, names=[name for name, own in points.items() if own])
 
@@ -141,21 +141,10 @@ def _svg(draw: Callable[[Any], None], *, height: float, names: Sequence[str]) ->
     columns = 2 if max(map(len, names), default=0) <= 17 else 1
     height += 0.24 * -(-len(names) // columns)
     style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "vlm-reroute",  # the same run draws the same page
-        "text.parse_math": False,  # a target may call itself anything
-        "font.family": "sans-serif",
+        **STYLE,
         "font.size": _WORDS,
-        "text.color": "#010101",
-        "axes.labelcolor": "#010101",
-        "axes.edgecolor": "#020202",
-        "xtick.color": "#010101",
-        "ytick.color": "#010101",
         "xtick.labelsize": _SMALL,
         "ytick.labelsize": _SMALL,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -164,16 +153,12 @@ def _svg(draw: Callable[[Any], None], *, height: float, names: Sequence[str]) ->
         axes.patch.set_alpha(0)
         draw(axes)
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=_SMALL, handlelength=1)
-        written = io.StringIO()
-        figure.savefig(
-            written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    return _for_page(written.getvalue())
+        written = svg_of(figure)
+    return _for_page(written)
 
 
 def _for_page(svg: str) -> str:
     """The drawing alone, with the page's colours in place of those that stand for them, and names that no other drawing has."""
-    svg = svg[svg.index("<svg") :]
     for colour, variable in _INK.items():
         svg = svg.replace(colour, variable)
     for index, colour in enumerate(_SERIES):
