@@ -44,13 +44,31 @@ def _check_int(field_name: str, value: object, least: int) -> int:
     return value
 
 
-def _check_keys(path: str, data: object, known: list[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
-    where = path or "schedule"
+def check_keys(
+    path: str,
+    data: object,
+    known: Sequence[str],
+    required: Sequence[str] | None = None,
+    root: str = "schedule",
+) -> Mapping[str, Any]:
+    """Refuse what is no object of ``known`` fields, the ``required`` ones among them.
+
+    Args:
+        path: of the object in its document, for the error; empty where it is the whole document, called ``root``.
+        data: to be looked at.
+        known: names of its fields.
+        required: those that may not be missing; None: all.
+        root: see ``path``.
+
+    Raises:
+        RerouteError: naming the field.
+    """
+    where, required = path or root, known if required is None else required
     if not isinstance(data, Mapping):
         raise RerouteError(where, f"is a {type(data).__name__}", f"give an object with {', '.join(known)}")
     for key in data:
         if key not in known:  # RR-CFG-001
-            raise unknown(f"{path}.{key}" if path else str(key), key, known)
+            raise unknown(f"{path}.{key}" if path else str(key), key, list(known))
     for key in required:
         if key not in data:
             raise RerouteError(
@@ -235,7 +253,7 @@ class Schedule:
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
         """A schedule from plain data (the JSON form). Unknown keys are refused."""
         known = [f.name for f in fields(cls)]
-        data = _check_keys("", data, known, required=("action", "decisions"))
+        data = check_keys("", data, known, required=("action", "decisions"))
         if isinstance(data["decisions"], (str, Mapping)) or not isinstance(data["decisions"], Sequence):
             raise RerouteError(
                 "decisions",
@@ -245,7 +263,7 @@ class Schedule:
         decisions = []
         for index, entry in enumerate(data["decisions"]):
             path = f"decisions[{index}]"
-            entry = _check_keys(path, entry, ["layer", "keep"], required=("layer", "keep"))
+            entry = check_keys(path, entry, ["layer", "keep"])
             layer = _check_int(f"{path}.layer", entry["layer"], 0)
             decisions.append(Decision(layer, parse_keep(entry["keep"], f"{path}.keep")))
         rest = {key: value for key, value in data.items() if key not in ("decisions", "score")}
@@ -253,7 +271,7 @@ class Schedule:
             raise unknown("pool", None, _VOCABULARY["pool"])
         if "score" in data:
             rest["score"] = ScoreRule(
-                **_check_keys("score", data["score"], [f.name for f in fields(ScoreRule)])
+                **check_keys("score", data["score"], [f.name for f in fields(ScoreRule)], required=())
             )
         return cls(decisions=tuple(decisions), **rest)
 

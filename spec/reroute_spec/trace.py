@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import RerouteError, unknown
+from .errors import RerouteError
 from .plan import Plan, Stage
+from .schedule import check_keys
 from .select import margin, select
 
 
@@ -51,7 +52,7 @@ class DecisionRecord:
         Raises:
             RerouteError: an unknown or missing field, or one of another type.
         """
-        _check_fields(path, data, [f.name for f in fields(cls)])
+        check_keys(path, data, [f.name for f in fields(cls)])
         values: dict[str, Any] = {name: _count(f"{path}.{name}", data[name]) for name in ("layer", "stage")}
         for name in ("pool", "selected", "deferred", "reentered"):
             values[name] = _counts(f"{path}.{name}", data[name])
@@ -98,7 +99,7 @@ class RoutingTrace:
         Raises:
             RerouteError: an unknown or missing field, or one of another type.
         """
-        _check_fields("trace", data, [f.name for f in fields(cls)])
+        check_keys("trace", data, [f.name for f in fields(cls)])
         records = data["decisions"]
         if not isinstance(records, list):
             raise RerouteError("decisions", f"is a {type(records).__name__}", "give a list of records")
@@ -111,17 +112,6 @@ class RoutingTrace:
                 for index, record in enumerate(records)
             ),
         )
-
-
-def _check_fields(path: str, data: object, known: list[str]) -> None:
-    if not isinstance(data, Mapping):
-        raise RerouteError(path, f"is a {type(data).__name__}", f"give an object with {', '.join(known)}")
-    for key in data:
-        if key not in known:
-            raise unknown(f"{path}.{key}", key, known)
-    for key in known:
-        if key not in data:
-            raise RerouteError(f"{path}.{key}", "is missing", f"{path} needs {', '.join(known)}")
 
 
 def _count(field: str, value: object) -> int:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .errors import RerouteError, unknown
 from .grids import Grid, Place, place
-from .schedule import Schedule
+from .schedule import Schedule, check_keys
 from .trace import DecisionRecord, RoutingTrace
 
 _T = TypeVar("_T")
@@ -118,7 +118,7 @@ class View:
             return cls((Run("trace", RoutingTrace.from_dict(data)),))
         if isinstance(data, Mapping) and data.get("format", FORMAT) != FORMAT:
             raise RerouteError("format", f"is {data['format']!r}", f"this version reads {FORMAT!r}")
-        _check_keys("view", data, ("format", "model", "prompt", "images", "runs"))
+        check_keys("", data, ("format", "model", "prompt", "images", "runs"), root="view")
         return cls(
             runs=tuple(_run(f"runs[{i}]", run) for i, run in enumerate(_list("runs", data["runs"]))),
             images=tuple(
@@ -130,7 +130,7 @@ class View:
 
 
 def _run(path: str, data: Any) -> Run:
-    _check_keys(path, data, ("name", "schedule", "kept", "trace"))
+    check_keys(path, data, ("name", "schedule", "kept", "trace"))
     kept, schedule = data["kept"], data["schedule"]
     if kept is not None:
         rows = _list(f"{path}.kept", kept)
@@ -152,7 +152,7 @@ def _part(path: str, read: Callable[[Any], _T], data: Any) -> _T:
 
 
 def _image(path: str, data: Any) -> ShownImage:
-    _check_keys(path, data, ("kind", "frames", "rows", "columns", "leading", "pictures"))
+    check_keys(path, data, ("kind", "frames", "rows", "columns", "leading", "pictures"))
     if data["kind"] not in ("image", "video"):
         raise unknown(f"{path}.kind", data["kind"], ["image", "video"])
     frames, rows, columns = (
@@ -218,18 +218,6 @@ def _check_decision(path: str, decision: DecisionRecord, count: int) -> None:
         raise RerouteError(f"{path}.scores", problem, "give one per candidate")
     if any(map(math.isnan, decision.scores)):
         raise RerouteError(f"{path}.scores", "hold NaN", "nothing is decided by it (RR-SEL-005)")
-
-
-def _check_keys(path: str, data: object, known: tuple[str, ...]) -> None:
-    if not isinstance(data, Mapping):
-        raise RerouteError(path, f"is a {type(data).__name__}", f"give an object with {', '.join(known)}")
-    inner = "" if path == "view" else f"{path}."
-    for key in data:
-        if key not in known:
-            raise unknown(f"{inner}{key}", key, list(known))
-    for key in known:
-        if key not in data:
-            raise RerouteError(f"{inner}{key}", "is missing", f"{path} needs {', '.join(known)}")
 
 
 def _count(field: str, value: object, least: int = 0) -> int:

@@ -14,6 +14,8 @@ from reroute_spec import SPEC_VERSION, RerouteError, RoutingTrace, Schedule
 from reroute_spec.rules import rules
 from reroute_spec.schemas import FORMATS, schema
 
+from ..documents import changed
+
 PAGE = (Path(__file__).parents[2] / "spec/FORMATS.md").read_text("utf-8")
 EXAMPLES = re.findall(r"```json (\w+)\n(.*?)```", PAGE, re.DOTALL)
 SCHEMAS = {name: schema(name) for name in FORMATS}
@@ -98,14 +100,11 @@ def test_a_vector_has_the_inputs_of_its_kind(kind, missing):
 def test_a_trace_of_another_form_is_refused_by_its_field(path, value, field):
     data = json.loads(next(text for name, text in EXAMPLES if name == "trace"))
     assert RoutingTrace.from_dict(data).to_dict() == data
-    place = data
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+    other = changed(data, path, value)
     with pytest.raises(RerouteError) as refused:
-        RoutingTrace.from_dict(data)
+        RoutingTrace.from_dict(other)
     assert refused.value.field == field
-    assert errors("trace", data) != []
+    assert errors("trace", other) != []
 
 
 def test_a_trace_lacks_nothing():

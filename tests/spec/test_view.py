@@ -9,6 +9,8 @@ import pytest
 from reroute_spec import RerouteError
 from reroute_spec.view import FORMAT, View
 
+from ..documents import changed
+
 PAGE = (Path(__file__).parents[2] / "spec/FORMATS.md").read_text("utf-8")
 VIEW = json.loads(re.search(r"```json view\n(.*?)```", PAGE, re.DOTALL)[1])
 TRACE = VIEW["runs"][0]["trace"]
@@ -87,13 +89,8 @@ REFUSED = [
     ("path", "value", "field"), REFUSED, ids=[f"{f}-{i}" for i, (_, _, f) in enumerate(REFUSED)]
 )
 def test_a_view_of_another_form_is_refused_by_its_field(path, value, field):
-    data = copy.deepcopy(VIEW)
-    place = data
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
     with pytest.raises(RerouteError) as refused:
-        View.from_dict(data)
+        View.from_dict(changed(VIEW, path, value))
     assert refused.value.field == field
 
 
