@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cli_cost import _named
+
 if TYPE_CHECKING:
     from reroute_spec.view import View
     from reroute_view import Shown
@@ -83,8 +85,6 @@ def trace(
         shown = Shown(
             _traced(model or "tiny", image or [], prompt or "", preset or "reroute-pdrop-64", beside)
         )
-    from .cli_cost import _named
-
     for path in paths:
         _named(_WRITTEN, "--output", partial(shown.save, path))
     _print(shown.view, paths)
@@ -94,8 +94,6 @@ def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
     """The files to write, each once; refused before minutes are spent, and before a picture is replaced by its trace."""
     from reroute_spec import RerouteError
     from reroute_view.shown import check_path
-
-    from .cli_cost import _named
 
     for path in paths:
         _named(_WRITTEN, "--output", partial(check_path, path))
@@ -107,8 +105,6 @@ def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
 def _read(path: Path) -> Shown:
     from reroute_view import Shown
 
-    from .cli_cost import _named
-
     return _named({"path": "--from"}, "--from", lambda: Shown.read(path))
 
 
@@ -116,7 +112,6 @@ def _traced(name: str, image: list[Path], prompt: str, preset: str, beside: str 
     from reroute_spec import Schedule
     from rich.console import Console
 
-    from .cli_cost import _named
     from .tracing import ask, augmented, load, load_schedule, open_pictures
     from .tracing import trace as trace_request
 

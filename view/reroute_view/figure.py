@@ -7,7 +7,7 @@ from typing import Any
 
 from reroute_spec import RerouteError
 from reroute_spec.grids import Place
-from reroute_spec.view import ShownImage, View
+from reroute_spec.view import Run, ShownImage, View
 
 from .colours import CIVIDIS, COLOURS
 from .pictures import pixels
@@ -47,7 +47,8 @@ def figure(view: View, *, dark: bool = False) -> Any:
     images, placed = shown(view)
     own = [stages(run) for run in view.runs]
     # before the first decision every row runs: nothing to see where there is another
-    cut = [step for step in steps(view) if any(map(_decided, own, step.stages))] or steps(view)
+    every = steps(own)
+    cut = [step for step in every if any(map(_decided, own, step.stages))] or every
     boxes, size = _boxes(images)
     style: Any = {
         "text.parse_math": False,  # a prompt may hold anything
@@ -81,7 +82,7 @@ def figure(view: View, *, dark: bool = False) -> Any:
                     axes.set_title(f"{view.runs[run].name}\n{blocks}: {what}", fontsize=8)
         for run, shown_run in enumerate(view.runs):
             axes = drawn.add_subplot(grid[lines, 2 * run : 2 * run + 2], facecolor=ground)
-            _bars(axes, shown_run, ink, quiet)
+            _bars(axes, shown_run, own[run], ink, quiet)
         heading = " · ".join(part for part in (view.model, _cut(view.prompt, 60 * len(view.runs))) if part)
         drawn.suptitle(heading or "vlm-reroute trace", fontsize=9)
         if images:
@@ -244,8 +245,8 @@ def _ground(
                 axes.add_patch(Rectangle((left, top), wide, high, facecolor=colour, zorder=0))
 
 
-def _bars(axes: Any, run: Any, ink: str, quiet: str) -> None:
-    ran, text = rows_run(run), run.trace.num_rows - len(run.trace.visual_rows)
+def _bars(axes: Any, run: Run, found: Sequence[Stage], ink: str, quiet: str) -> None:
+    ran, text = rows_run(run, found), run.trace.num_rows - len(run.trace.visual_rows)
     blocks = range(len(ran))
     axes.bar(
         blocks, [rows - text for rows in ran], 0.84, bottom=text, color="#0072B2", label="visual rows run"

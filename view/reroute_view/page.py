@@ -56,9 +56,10 @@ def page(view: View) -> str:
     own = files(__package__)
     template = own.joinpath("page.html.jinja").read_text("utf-8")
     images, placed = shown(view)
-    runs = [_run(run, places, images) for run, places in zip(view.runs, placed, strict=True)]
+    found = [stages(run) for run in view.runs]
+    runs = [_run(*each, images) for each in zip(view.runs, found, placed, strict=True)]
     # "<" could end the script element that holds it
-    data = json.dumps(_data(view, images, placed), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(_data(view, found, images, placed), allow_nan=False).replace("<", "\\u003c")
     return environment.from_string(template).render(
         view=view,
         runs=runs,
@@ -75,7 +76,12 @@ def page(view: View) -> str:
     )
 
 
-def _data(view: View, images: Sequence[ShownImage], placed: Sequence[list[Place | None]]) -> dict[str, Any]:
+def _data(
+    view: View,
+    found: Sequence[list[Stage]],
+    images: Sequence[ShownImage],
+    placed: Sequence[list[Place | None]],
+) -> dict[str, Any]:
     """What the script draws."""
     starts: list[int] = []
     tiles: list[dict[str, Any]] = []
@@ -92,17 +98,17 @@ def _data(view: View, images: Sequence[ShownImage], placed: Sequence[list[Place 
                 }
             )
     runs = []
-    for run, places in zip(view.runs, placed, strict=True):
+    for run, own, places in zip(view.runs, found, placed, strict=True):
         cells = [None if p is None else [starts[p.image] + p.frame, p.row, p.column] for p in places]
         runs.append(
             {
                 "name": run.name,
                 "cells": cells,
                 "rows": list(run.trace.visual_rows),
-                "stages": [_stage_data(stage) for stage in stages(run)],
+                "stages": [_stage_data(stage) for stage in own],
             }
         )
-    cut = [{"first": s.first, "last": s.last, "stages": s.stages} for s in steps(view)]
+    cut = [{"first": s.first, "last": s.last, "stages": s.stages} for s in steps(found)]
     heat = [[round(level * 255) for level in colour] for colour in CIVIDIS]
     return {
         "tiles": tiles,
@@ -128,12 +134,13 @@ def _stage_data(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _run(run: Run, places: list[Place | None], images: tuple[ShownImage, ...]) -> dict[str, Any]:
-    found, ran = stages(run), rows_run(run)
+def _run(
+    run: Run, found: list[Stage], places: list[Place | None], images: tuple[ShownImage, ...]
+) -> dict[str, Any]:
     text = run.trace.num_rows - len(run.trace.visual_rows)
     blocks = [
         {"index": block, "rows": rows, "visual": rows - text, "text": text, "kv": kv}
-        for block, (rows, kv) in enumerate(zip(ran, run.trace.kv_rows, strict=True))
+        for block, (rows, kv) in enumerate(zip(rows_run(run, found), run.trace.kv_rows, strict=True))
     ]
     return {
         "name": run.name,

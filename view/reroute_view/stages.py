@@ -93,22 +93,20 @@ def _stage(decision: DecisionRecord, last: int, count: int, out: str) -> Stage:
     return Stage(decision.layer, last, states, decision, scores, ranks)
 
 
-def steps(view: View) -> list[Step]:
-    """The stages of all runs, cut at every decision of any."""
-    all_stages = [stages(run) for run in view.runs]
-    blocks = max(len(run.trace.kv_rows) for run in view.runs)
+def steps(all_stages: Sequence[Sequence[Stage]]) -> list[Step]:
+    """The :func:`stages` of all runs, cut at every decision of any."""
     starts = sorted({stage.first for own in all_stages for stage in own})
-    ends = [*(start - 1 for start in starts[1:]), blocks - 1]
+    ends = [*(start - 1 for start in starts[1:]), max(own[-1].last for own in all_stages)]
     return [
         Step(first, last, tuple(max(i for i, s in enumerate(own) if s.first <= first) for own in all_stages))
         for first, last in zip(starts, ends, strict=True)
     ]
 
 
-def rows_run(run: Run) -> list[int]:
-    """Rows of this turn that every block runs, text among them."""
+def rows_run(run: Run, found: Sequence[Stage]) -> list[int]:
+    """Rows of this turn that every block runs, text among them; ``found`` are the run's :func:`stages`."""
     text = run.trace.num_rows - len(run.trace.visual_rows)
-    return [text + stage.running for stage in stages(run) for _ in range(stage.first, stage.last + 1)]
+    return [rows for stage in found for rows in [text + stage.running] * (stage.last + 1 - stage.first)]
 
 
 def shown(view: View) -> tuple[tuple[ShownImage, ...], list[list[Place | None]]]:
