@@ -22,13 +22,13 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
 from .answers import Answers, ask
 from .batches import batch
 from .items import items
 from .learning import Heads, losses
 from .model import BLOCKS, WIDTH, build, load, save
-from .muon import optimizers
 
 RATE, PICTURES = 3e-3, 32
 _WARM_UP = 0.02  # of the run
@@ -50,7 +50,7 @@ class Training:
         self.out.mkdir(parents=True, exist_ok=True)
         self.model: Any = build(options.seed, blocks=options.blocks, width=options.width)
         self.heads = Heads(options.width)
-        self.optimizers = optimizers(self.model, self.heads, RATE)
+        self.optimizers = optimizers(self.model, self.heads)
         self.precision = torch.bfloat16 if fast_bfloat16() else torch.float32
         self.step, self.spent, self.validations = 0, 0.0, 0
         self.stopping = False
@@ -128,6 +128,20 @@ class Training:
         """Accuracy on the first validation items, unrouted."""
         asked = (model or self.model).eval()
         return summary(ask(asked, items("validation", count), None))
+
+
+def optimizers(model: nn.Module, heads: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of blocks and projector, AdamW for tables, norms, biases and heads, at one learning rate."""
+    matrices = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    }
+    others = [parameter for name, parameter in model.named_parameters() if name not in matrices]
+    return [
+        torch.optim.Muon(matrices.values(), RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([*others, *heads.parameters()], RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def summary(answers: Answers) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.grounding import train
 from benchmarks.grounding.model import load
-from benchmarks.grounding.muon import orthogonal
 
 SMALL = ["--threads", "1", "--steps", "4", "--blocks", "2", "--width", "32", "--validation", "4"]
 
@@ -65,11 +64,3 @@ def test_steps_lower_the_loss_of_a_batch(tmp_path, monkeypatch):
     training.options.steps = 40
     found = [training.learn()["loss"] for _ in range(12)]
     assert found[-1] < 0.9 * found[0]
-
-
-def test_muon_makes_singular_values_alike():
-    torch.manual_seed(0)
-    for shape in ((2, 16, 48), (1, 48, 16)):
-        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
-        assert values.min() > 0.3
-        assert values.max() < 1.3
