@@ -239,9 +239,24 @@ def family_of(model: object) -> Family:
     raise RerouteError("model", f"{type(model).__name__} is not described", f"described families: {known}")
 
 
+def _check_entry(model: nn.Module, family: Family) -> None:
+    """Refuse an entry that names what its model does not have."""
+    modules = {name for name, _ in model.named_modules()}
+    for field, path in (("text_decoder", family.text_decoder), ("merger", family.merger)):
+        if path is not None and path not in modules:
+            problem = f"{type(model).__name__} has no module {path!r}"
+            raise RerouteError(f"family.{field}", problem, "give a path that named_modules() has")
+    config: Any = model.config
+    for medium in family.media:
+        if not hasattr(config, medium.placeholder):
+            problem = f"{type(config).__name__} has no field {medium.placeholder!r}"
+            raise RerouteError("family.media", problem, "name the field that holds the placeholder's id")
+
+
 def text_decoder_of(model: nn.Module) -> tuple[nn.Module, TextDecoder]:
     """The text decoder module of a model with a head, and its description."""
     family = family_of(model)  # first: it refuses what is no model at all
+    _check_entry(model, family)
     module = model.get_submodule(family.text_decoder)
     names = _class_names(module)
     for description in TEXT_DECODERS:

@@ -1,10 +1,11 @@
 """Bad input on every family: a clear error that names the field, and nothing half-done."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
-from reroute_reference import generate, run
+from reroute_reference import families, generate, run
 from reroute_spec import RerouteError
 
 from . import zoo
@@ -202,6 +203,26 @@ def test_a_described_family_with_a_text_decoder_that_is_not():
     ).eval()
     with pytest.raises(RerouteError, match="text decoder MistralModel is not described"):
         run(model, zoo.inputs("llava", ("tt",)), zoo.UNROUTED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "named"),
+    [
+        ({"merger": "modle"}, "family.merger", "'modle'"),
+        ({"text_decoder": "model.text"}, "family.text_decoder", "'model.text'"),
+        (
+            {"media": (families.Medium("image_id", "pixel_values", lambda *_: []),)},
+            "family.media",
+            "'image_id'",
+        ),
+    ],
+)
+def test_an_entry_that_names_what_its_model_has_not(monkeypatch, changes, field, named):
+    entry = families.family_of(zoo.model("llava"))
+    monkeypatch.setattr(families, "FAMILIES", (dataclasses.replace(entry, **changes),))
+    with pytest.raises(RerouteError, match=named) as error:
+        run(zoo.model("llava"), zoo.inputs("llava", LAYOUT), zoo.UNROUTED)
+    assert error.value.field == field
 
 
 def test_images_of_other_sizes_in_one_batch_reach_their_requests():
