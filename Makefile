@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench docs package demo grounding lmms mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
+.PHONY: bench docs package demo grounding grounding-full lmms mutants port test test-slow test-oldest kernels kernels-full fused fused-full lint format rules proofs
 
 demo: $(STAMP)
 	$(BIN)/vlm-reroute conform --target optimized-torch --jobs 2
@@ -71,6 +71,11 @@ package: $(STAMP)
 # removal against rerouting on a small trained model: a first look, in minutes; benchmarks/grounding says how the whole is made
 grounding: $(STAMP)
 	$(BIN)/python -m benchmarks.grounding.evaluate --quick
+
+# the committed results and their plot again: about two hours; answers that are there already are not asked for again
+grounding-full: $(STAMP)
+	$(BIN)/python -m benchmarks.grounding.evaluate
+	$(BIN)/python -m benchmarks.grounding.plot
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

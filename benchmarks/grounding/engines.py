@@ -17,7 +17,7 @@ from .questions import BOX_TOKENS
 
 
 def differences(
-    model: Any, asked: Sequence[Item], schedule: Schedule, fast: np.ndarray, first: int = 0
+    model: Any, asked: Sequence[Item], schedule: Schedule, fast: np.ndarray, numbers: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Items whose boxes the engines say differently, with what it hung on.
 
@@ -26,17 +26,19 @@ def differences(
         asked: items.
         schedule: of both engines.
         fast: tokens that the fast path said, [items, 4].
-        first: number of the first item.
+        numbers: of the items to compare.
     """
     found = []
-    given = inputs([item.scene for item in asked], [item.box for item in asked])
+    few = [asked[number] for number in numbers]
+    given = inputs([item.scene for item in few], [item.box for item in few])
     said = generate(model, given, schedule, BOX_TOKENS)[:, -BOX_TOKENS:].numpy()
-    for place in np.flatnonzero((said != fast).any(axis=1)).tolist():
-        one = {name: tensor[place : place + 1] for name, tensor in given.items()}
-        found.append(
-            {"item": first + place, "reference": said[place].tolist(), "fast": fast[place].tolist()}
-            | _hung_on(model, one, schedule, said[place], fast[place])
-        )
+    for place, number in enumerate(numbers):
+        if (said[place] != fast[number]).any():
+            one = {name: tensor[place : place + 1] for name, tensor in given.items()}
+            found.append(
+                {"item": number, "reference": said[place].tolist(), "fast": fast[number].tolist()}
+                | _hung_on(model, one, schedule, said[place], fast[number])
+            )
     return found
 
 

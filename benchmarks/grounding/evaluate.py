@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .answers import Answers, ask
+from .control import drawn_at_random
 from .engines import differences
 from .findings import RIGHT, compared, figures, of_route
 from .intervals import RESAMPLES
@@ -38,8 +39,7 @@ from .tables import table
 HERE = Path(__file__).parent
 WEIGHTS, WORK = HERE / "weights", Path("reroute-report/grounding")
 QUICK = (Fraction(33, 100), Fraction(11, 100), Fraction(3, 100))
-_TEST_ITEMS, _QUICK_ITEMS = 2000, 300
-_CHUNK = 10  # items that the reference is asked under every route before it looks at the clock
+_TEST_ITEMS, _QUICK_ITEMS, _CONTROL_ITEMS = 2000, 300, 500
 
 
 def collect(
@@ -88,23 +88,27 @@ def engines(
     minutes: float,
     console: Console,
 ) -> dict[str, Any]:
-    """The boxes that the reference says beside the fast path's, of as many of the first items as the time allows: as many for every
-    model and route.
+    """The boxes that the reference says beside the fast path's, in rounds: in each, every item is asked under one training and route,
+    the next ones under the next, so that a round is of all items and of all that is evaluated; one more for every item in the next round.
+    As many rounds as the time allows, and one at least.
     """
-    end, done = time.monotonic() + 60 * minutes, 0
+    end, rounds = time.monotonic() + 60 * minutes, 0
+    ways = [(seed, model, route) for route in found for seed, model in enumerate(models.values())]
     different: list[dict[str, Any]] = []
-    while done < len(asked) and time.monotonic() < end:
-        chunk = asked[done : done + _CHUNK]
-        for seed, model in enumerate(models.values()):
-            for route in found:
-                fast = collected[route.name][seed].tokens[done : done + len(chunk)]
-                for one in differences(model, chunk, route.schedule, fast, done):
+    while rounds < len(ways) and (rounds == 0 or time.monotonic() < end):
+        for way, (seed, model, route) in enumerate(ways):
+            numbers = range((way - rounds) % len(ways), len(asked), len(ways))
+            if numbers:
+                fast = collected[route.name][seed].tokens
+                for one in differences(model, asked, route.schedule, fast, numbers):
                     different.append({"seed": seed, "route": route.name, **one})
-        done += len(chunk)
-        console.print(f"reference: {done} items under every route, {len(different)} answers differ")
+        rounds += 1
+        console.print(f"reference: {rounds} of {len(ways)} rounds, {len(different)} answers differ")
     return {
-        "items": done,
-        "answers": done * len(models) * len(found),
+        "items": len(asked),
+        "rounds": rounds,
+        "rounds_in_all": len(ways),
+        "answers": rounds * len(asked),
         "different": len(different),
         "differences": different,
     }
@@ -116,6 +120,7 @@ def results(
     found: Sequence[Route],
     collected: dict[str, list[Answers]],
     beside: dict[str, Any] | None,
+    control: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything, as the schema has it."""
     by_name = {route.name: (route, collected[route.name]) for route in found}
@@ -140,6 +145,7 @@ def results(
         "unrouted": figures(collected[""], asked),
         "routes": [of_route(route, answers, asked) for route, answers in by_name.values()],
         "pairs": compared(by_name, asked),
+        "random_rows": control,
         "engines": beside,
     }
     jsonschema.validate(data, json.loads((HERE / "results.schema.json").read_text("utf-8")))
@@ -162,7 +168,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="three budgets, one training, only the table")
     parser.add_argument("--json", type=Path, default=HERE / "results.json", help="where results go")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of answers that are there already")
-    parser.add_argument("--reference-minutes", type=float, default=15.0, help="for the other engine")
+    parser.add_argument(
+        "--reference-minutes",
+        type=float,
+        default=15.0,
+        help="for comparing the engines; 0 leaves out all that the reference runs",
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -180,10 +191,12 @@ def main(arguments: list[str] | None = None) -> int:
     asked = items("test", options.items or (_QUICK_ITEMS if options.quick else _TEST_ITEMS))
     found = routes(shape_of(next(iter(models.values()))), QUICK if options.quick else BUDGETS)
     collected = collect(models, asked, found, None if options.quick else options.work, console)
-    beside = None
+    beside, control = None, []
     if options.reference_minutes > 0 and not options.quick:
+        console.print("rows drawn at random, by the reference")
+        control = drawn_at_random(list(models.values()), asked[:_CONTROL_ITEMS], found, collected)
         beside = engines(models, asked, found, collected, options.reference_minutes, console)
-    data = results(models, asked, found, collected, beside)
+    data = results(models, asked, found, collected, beside, control)
     if not options.quick:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")

@@ -32,12 +32,17 @@ _LINES = {
 }
 """Removal is dashed, its reroute form is solid in the same colour."""
 
-_PANELS = (("accuracy", "grounding: accuracy at IoU 0.5"), ("gist", "gist: is it there?"))
-_SIZE = (8.4, 4.4)  # inches
+_ROWS, _FLOPS = "visual rows that run, % of all, mean over blocks", "FLOPs of the prompt's blocks, % of unrouted"
+_PANELS = (
+    ("accuracy", "grounding: accuracy at IoU 0.5", _ROWS),
+    ("accuracy", "the same, by what it costs", _FLOPS),
+    ("gist", "gist: is it there?", _ROWS),
+)
+_SIZE = (11.4, 4.2)  # inches
 
 
 def drawing(data: dict[str, Any]) -> str:
-    """An SVG of accuracy against rows that run, with 95% intervals."""
+    """An SVG of accuracy against rows that run and against FLOPs, with 95% intervals."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
@@ -48,11 +53,14 @@ def drawing(data: dict[str, Any]) -> str:
         figure = Figure(figsize=_SIZE, layout="constrained")
         figure.patch.set_alpha(0)
         panels = figure.subplots(1, len(_PANELS))
-        for axes, (metric, title) in zip(panels, _PANELS, strict=True):
+        for axes, (metric, title, budget) in zip(panels, _PANELS, strict=True):
             axes.patch.set_alpha(0)
             for method, (colour, dashes, marker) in _LINES.items():
                 points = sorted(
-                    (100 * route["average_rows"] / rows, *(route[metric][k] for k in ("mean", "low", "high")))
+                    (
+                        100 * (route["flops_ratio"] if budget == _FLOPS else route["average_rows"] / rows),
+                        *(route[metric][k] for k in ("mean", "low", "high")),
+                    )
                     for route in data["routes"]
                     if route["method"] == method
                 )
@@ -65,7 +73,7 @@ def drawing(data: dict[str, Any]) -> str:
             axes.minorticks_off()
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.set_xlabel("visual rows that run, % of all, mean over blocks")
+            axes.set_xlabel(budget)
             axes.grid(axis="y", color=LINE, linewidth=0.6)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False, handlelength=2.6)

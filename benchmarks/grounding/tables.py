@@ -36,7 +36,7 @@ def table(data: dict[str, Any]) -> Group:
             f"{pair['saved']:.1%}",
             f"{pair['lost']:.1%}",
         )
-    return Group(routes, pairs, _reentries(data))
+    return Group(routes, pairs, _reentries(data), *_random_rows(data))
 
 
 def _reentries(data: dict[str, Any]) -> Table:
@@ -56,6 +56,19 @@ def _reentries(data: dict[str, Any]) -> Table:
             ]
             found.add_row(f"{pair['reroute']} / {pair['remove']}", f"{pair['budget']:.0%}", "   ".join(cells))
     return found
+
+
+def _random_rows(data: dict[str, Any]) -> list[Table]:
+    """What is left of the accuracy where rows are drawn, not scored; nothing where that was not asked."""
+    if not data["random_rows"]:
+        return []
+    found = Table(title=f"rows drawn at random instead, first {data['random_rows'][0]['items']} items")
+    for heading in ("route", "scored", "drawn", "scored over drawn, points"):
+        found.add_column(heading, justify="left" if heading == "route" else "right", no_wrap=True)
+    for one in data["random_rows"]:
+        means = (f"{one[name]['mean']:.3f}" for name in ("scored", "drawn"))
+        found.add_row(f"{one['method']} {one['budget']:.0%}", *means, _points(one["scored_over_drawn"]))
+    return [found]
 
 
 def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
