@@ -93,7 +93,8 @@ from reroute_conformance.vectors import read_vector
 from reroute_conformance.vectors.files import V1
 from reroute_conformance.vectors.recipes import reference_vectors
 from reroute_conformance.vectors.release import completed
-made = [*reference_vectors(), completed(read_vector(V1 / "trace/qwen25vl-105-reroute-flat"))]
+from reroute_conformance.vectors.trained import trained_vectors
+made = [*reference_vectors(), *trained_vectors(), completed(read_vector(V1 / "trace/qwen25vl-105-reroute-flat"))]
 for vector in made:
     there = read_vector(V1 / vector.place).tensors
     assert there.keys() == vector.tensors.keys() and all(same(there[name], x) for name, x in vector.tensors.items())

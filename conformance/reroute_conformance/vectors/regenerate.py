@@ -20,16 +20,16 @@ from .hand_routes import by_hand_weights, hand_route_vectors
 from .manifest import damages, entries, profiles_of, write_manifest
 from .recipes import reference_vectors
 from .release import release_vectors
-
-MEASURED = "shared/release.safetensors"  # weights and inputs of the release's models: given, not made
+from .trained import trained_vectors
 
 
 def made(root: Path = V1) -> Iterator[Vector]:
-    """Every vector of v1, from its source: by hand, by the reference, or as measured and completed."""
+    """Every vector of v1, from its source: by hand, by the reference, as measured and completed, or of what was trained."""
     yield from hand_data_vectors()
     yield from hand_route_vectors()
     yield from reference_vectors()
     yield from release_vectors(root)
+    yield from trained_vectors(root)
 
 
 def rewrite(root: Path = V1, tick: Callable[[], None] = lambda: None) -> int:
