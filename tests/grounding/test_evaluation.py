@@ -1,6 +1,8 @@
 """An evaluation runs from weights to the picture, on a model that has learnt nothing."""
 
+import hashlib
 import json
+import re
 import xml.etree.ElementTree as ET
 from fractions import Fraction
 
@@ -177,3 +179,30 @@ def test_a_vector_is_made_of_every_score():
         d["reentered"] for v in again for t in v.data["expected"]["exact"]["traces"] for d in t["decisions"]
     ]
     assert any(reentered)
+
+
+def test_pages_say_what_the_results_say():
+    """Every `+1.2 points (+0.8 to +1.6)` is a difference in the results."""
+    data = json.loads((evaluate.HERE / "results.json").read_text("utf-8"))
+    estimates = [pair[metric] for pair in data["pairs"] for metric in ("accuracy", "gist")]
+    estimates += [one["scored_over_drawn"] for one in data["random_rows"]]
+    known = {
+        f"{100 * one['mean']:+.1f} points ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+        for one in estimates
+    }
+    root = evaluate.HERE.parents[1]
+    for page in ("README.md", "benchmarks/grounding/README.md", "docs/explanation/reroute.md"):
+        said = re.findall(r"[+-][\d.]+ points \([^)]*\)", (root / page).read_text("utf-8").replace("\n", " "))
+        assert said, page
+        assert set(said) <= known, page
+
+
+def test_shipped_weights_are_those_of_the_results():
+    data = json.loads((evaluate.HERE / "results.json").read_text("utf-8"))
+    paths = sorted(evaluate.WEIGHTS.glob("*/model.safetensors"))
+    assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] == data["made"]["weights_sha256"]
+    assert sum(path.stat().st_size for path in paths) < 16e6
+    assert len(data["unrouted"]["accuracy"]["seeds"]) == 3
+    assert data["unrouted"]["accuracy"]["low"] >= 0.8
+    assert data["setting"]["items"] >= 2000
+    assert data["engines"]["rounds"] >= 1
