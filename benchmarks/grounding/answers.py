@@ -15,7 +15,7 @@ from reroute_spec import RoutingTrace, Schedule
 from .items import Item, inputs
 from .questions import BOX_TOKENS, iou, read_box
 
-BATCH = 50
+_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,22 @@ class Answers:
         gist: whether yes or no was right, [items].
         rows: per decision: rows selected, of those on the asked object, rows that re-entered, of those on the object,
             [items, decisions, 4]. Rows of the object are the patches whose centre is in its box.
-        smallest: the smallest margin of an item's decisions, NaN where nothing was left out, [items].
     """
 
     tokens: np.ndarray
     iou: np.ndarray
     gist: np.ndarray
     rows: np.ndarray
-    smallest: np.ndarray
 
 
-def ask(
-    model: Any, asked: Sequence[Item], schedule: Schedule | None, *, batch: int = BATCH, gist: bool = True
-) -> Answers:
+def ask(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> Answers:
     """Both questions of every item, through the fast path inside ``generate``; unrouted without a schedule."""
-    parts = [_batch(model, asked[i : i + batch], schedule, gist) for i in range(0, len(asked), batch)]
+    parts = [_batch(model, asked[i : i + _BATCH], schedule) for i in range(0, len(asked), _BATCH)]
     return Answers(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def _batch(
-    model: Any, asked: Sequence[Item], schedule: Schedule | None, gist: bool
-) -> tuple[np.ndarray, ...]:
+def _batch(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> tuple[np.ndarray, ...]:
     given = inputs([item.scene for item in asked], [item.box for item in asked])
     routing = nullcontext() if schedule is None else routed(model, schedule)
     traces: Sequence[RoutingTrace] = ()
@@ -57,16 +51,13 @@ def _batch(
         said = model.generate(**given, max_new_tokens=BOX_TOKENS, do_sample=False)[:, -BOX_TOKENS:]
         if result is not None:
             traces = result.traces
-        right = np.zeros(len(asked), dtype=bool)
-        if gist:
-            ids = torch.tensor([item.there.ids() for item in asked])
-            logits = model(**{**given, "input_ids": ids}, logits_to_keep=1).logits[:, -1]
-            right = (logits.argmax(-1) == torch.tensor([item.there.answer[0] for item in asked])).numpy()
+        ids = torch.tensor([item.there.ids() for item in asked])
+        logits = model(**{**given, "input_ids": ids}, logits_to_keep=1).logits[:, -1]
+        right = (logits.argmax(-1) == torch.tensor([item.there.answer[0] for item in asked])).numpy()
     boxes = zip(said.tolist(), asked, strict=True)
     found = [iou(read_box(tokens), _box_of(item)) for tokens, item in boxes]
     decisions = 0 if schedule is None else len(schedule.decisions)
     rows = np.zeros((len(asked), decisions, 4), dtype=np.int16)
-    smallest = np.full(len(asked), np.nan)
     for place, (trace, item) in enumerate(zip(traces, asked, strict=bool(traces))):
         assert item.box.target is not None
         target = set(item.box.target.patches())
@@ -77,13 +68,7 @@ def _batch(
                 len(record.reentered),
                 len(target.intersection(record.reentered)),
             )
-        smallest[place] = min_margin(trace)
-    return said.numpy(), np.array(found), right, rows, smallest
-
-
-def min_margin(trace: RoutingTrace) -> float:
-    """The smallest relative gap at the threshold of a decision; NaN where nothing was left out."""
-    return min((r.margin for r in trace.decisions if r.margin is not None), default=float("nan"))
+    return said.numpy(), np.array(found), right, rows
 
 
 def _box_of(item: Item) -> tuple[int, int, int, int]:

@@ -16,52 +16,71 @@ from .answers import Answers
 from .findings import RIGHT
 from .intervals import estimate
 from .items import Item, inputs
+from .kept import Kept
 from .questions import BOX_TOKENS, iou, read_box
 from .routes import VISUAL, Route
 from .scenes import ROWS
 
-METHODS = ("reroute-fastv", "fastv")
+METHODS = ("fastv", "reroute-fastv")
 _BATCH = 50
 
 
 def drawn_at_random(
-    models: Sequence[Any],
+    models: Mapping[str, Any],
     asked: Sequence[Item],
     found: Sequence[Route],
     collected: Mapping[str, Sequence[Answers]],
+    kept: Kept,
 ) -> list[dict[str, Any]]:
-    """Accuracy of :data:`METHODS` with drawn rows, beside that with scored ones on the same items.
+    """By budget, accuracy with drawn rows beside that with scored ones, and what re-entry alone does: both methods draw, from one
+    source, so that they differ in nothing before the second decision.
 
     Args:
-        models: trained ones.
+        models: trained ones, by the digest of their weights.
         asked: the first of the test items.
         found, collected: routes, and what every model answered under them, by the route's name.
+        kept: of these items.
     """
-    made = []
+    made: dict[float, dict[str, Any]] = {}
+    rights: dict[tuple[float, str], np.ndarray] = {}
     for route in found:
-        if route.method in METHODS:
-            drawn = np.stack([_right(model, asked, route, seed) for seed, model in enumerate(models)])
-            scored = np.stack([one.iou[: len(asked)] >= RIGHT for one in collected[route.name]])
-            made.append(
-                {
-                    "method": route.method,
-                    "budget": float(route.budget),
-                    "items": len(asked),
-                    "drawn": estimate(drawn.astype(float)),
-                    "scored": estimate(scored.astype(float)),
-                    "scored_over_drawn": estimate(scored.astype(float) - drawn.astype(float)),
-                }
-            )
-    return made
+        if route.method not in METHODS:
+            continue
+        budget = float(route.budget)
+        drawn = np.stack(
+            [
+                _kept_right(kept, digest, model, asked, route, seed)
+                for seed, (digest, model) in enumerate(models.items())
+            ]
+        ).astype(float)
+        scored = np.stack([one.iou[: len(asked)] >= RIGHT for one in collected[route.name]]).astype(float)
+        rights[budget, route.method] = drawn
+        made.setdefault(budget, {"budget": budget, "items": len(asked)})[route.method] = {
+            "drawn": estimate(drawn),
+            "scored": estimate(scored),
+            "scored_over_drawn": estimate(scored - drawn),
+        }
+    for budget, one in made.items():
+        removed, rerouted = (rights[budget, method] for method in METHODS)
+        one["drawn_rerouted_over_removed"] = estimate(rerouted - removed)
+    return list(made.values())
+
+
+def _kept_right(
+    kept: Kept, digest: str, model: Any, asked: Sequence[Item], route: Route, seed: int
+) -> np.ndarray:
+    def make() -> dict[str, np.ndarray]:
+        return {"right": _right(model, asked, route, seed)}
+
+    return kept.arrays(f"drawn {seed}", digest, route.schedule, make)["right"]
 
 
 def _right(model: Any, asked: Sequence[Item], route: Route, seed: int) -> np.ndarray:
     overlaps = []
     for first in range(0, len(asked), _BATCH):
         few = asked[first : first + _BATCH]
-        decisions = [
-            _drawn(route.schedule, model, f"{seed}/{route.name}/{first + i}") for i in range(len(few))
-        ]
+        names = [f"{seed}/{float(route.budget)}/{first + i}" for i in range(len(few))]
+        decisions = [_drawn(route.schedule, model, name) for name in names]
         for item, said in zip(few, _boxes(model, few, route.schedule, decisions), strict=True):
             assert item.box.target is not None
             overlaps.append(iou(read_box(said), item.box.target.box))

@@ -11,7 +11,6 @@ from reroute_optimized import routed
 from reroute_reference import forced_logits, generate, run
 from reroute_spec import Schedule
 
-from .answers import min_margin
 from .items import Item, inputs
 from .questions import BOX_TOKENS
 
@@ -60,7 +59,7 @@ def _hung_on(
     return {
         "token": token,
         "logit_margin": float(top[0] - top[1]),
-        "smallest_decision_margin": min_margin(output.traces[0]) if records else None,
+        "smallest_decision_margin": min((r.margin for r in records if r.margin is not None), default=None),
         "decisions_that_differ": [
             record.layer
             for record, other in zip(records, decided, strict=True)

@@ -1,7 +1,8 @@
 """Removal against rerouting on the test items: ``python -m benchmarks.grounding.evaluate``.
 
 Asks every trained model every item under every route, both questions, and writes a JSON of ``results.schema.json``. Answers are kept in
-the work folder, so a run that was stopped goes on. ``--quick`` is ``make grounding``: fewer items and budgets, no file.
+the work folder, so a run that was stopped goes on; after a change of code, give another. ``--quick`` is ``make grounding``: fewer items
+and budgets, no file.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import hashlib
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ import jsonschema
 import numpy as np
 import torch
 import transformers
+from reroute_spec import Schedule
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError
 
 from .answers import Answers, ask
 from .control import drawn_at_random
@@ -30,7 +35,9 @@ from .engines import differences
 from .findings import RIGHT, compared, figures, of_route
 from .intervals import RESAMPLES
 from .items import Item, items
+from .kept import Kept
 from .model import load, shape_of
+from .options import file_to_write, folder_to_write, minutes, whole, write
 from .questions import PROMPT_ROWS
 from .routes import BUDGETS, Route, routes
 from .scenes import ROWS
@@ -43,7 +50,7 @@ _TEST_ITEMS, _QUICK_ITEMS, _CONTROL_ITEMS = 2000, 300, 500
 
 
 def collect(
-    models: dict[str, Any], asked: Sequence[Item], found: Sequence[Route], work: Path | None, console: Console
+    models: dict[str, Any], asked: Sequence[Item], found: Sequence[Route], kept: Kept, console: Console
 ) -> dict[str, list[Answers]]:
     """Answers of every model, unrouted (``""``) and under every route, by the route's name."""
     plans: list[Route | None] = [None, *found]
@@ -53,31 +60,16 @@ def collect(
         task = progress.add_task("evaluating", total=len(plans) * len(models))
         for digest, model in models.items():
             for route in plans:
-                name = "" if route is None else route.name
+                name, schedule = ("", None) if route is None else (route.name, route.schedule)
                 progress.update(task, description=name or "unrouted")
-                collected.setdefault(name, []).append(_kept(work, digest, model, asked, route))
+                arrays = kept.arrays("answers", digest, schedule, partial(_asked, model, asked, schedule))
+                collected.setdefault(name, []).append(Answers(**arrays))
                 progress.advance(task)
     return collected
 
 
-def _kept(work: Path | None, digest: str, model: Any, asked: Sequence[Item], route: Route | None) -> Answers:
-    """Answers from the work folder, or asked for and put there."""
-    schedule = None if route is None else route.schedule
-    if work is None:
-        return ask(model, asked, schedule)
-    # whatever changes an answer: the weights, the items themselves, the schedule
-    said = json.dumps([digest, repr(asked), None if schedule is None else schedule.to_dict()])
-    path = work / f"{hashlib.sha256(said.encode()).hexdigest()[:20]}.npz"
-    names = list(Answers.__dataclass_fields__)
-    if path.exists():
-        with np.load(path) as saved:
-            return Answers(*(saved[name] for name in names))
-    answers = ask(model, asked, schedule)
-    work.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, **{name: getattr(answers, name) for name in names})
-    part.replace(path)
-    return answers
+def _asked(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> dict[str, np.ndarray]:
+    return vars(ask(model, asked, schedule))
 
 
 def engines(
@@ -119,15 +111,16 @@ def results(
     asked: Sequence[Item],
     found: Sequence[Route],
     collected: dict[str, list[Answers]],
+    random_rows: list[dict[str, Any]],
     beside: dict[str, Any] | None,
-    control: list[dict[str, Any]],
+    command: str,
 ) -> dict[str, Any]:
     """Everything, as the schema has it."""
     by_name = {route.name: (route, collected[route.name]) for route in found}
     data = {
         "format": "urn:vlm-reroute:grounding:1",
         "made": {
-            "command": "python -m benchmarks.grounding.evaluate",
+            "command": command,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -145,7 +138,7 @@ def results(
         "unrouted": figures(collected[""], asked),
         "routes": [of_route(route, answers, asked) for route, answers in by_name.values()],
         "pairs": compared(by_name, asked),
-        "random_rows": control,
+        "random_rows": random_rows,
         "engines": beside,
     }
     jsonschema.validate(data, json.loads((HERE / "results.schema.json").read_text("utf-8")))
@@ -153,53 +146,74 @@ def results(
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """The models below a folder, by the SHA-256 of their weights, in the order of their names."""
+    """The models below a folder, by the SHA-256 of their weights, in the order of their names.
+
+    Raises:
+        SystemExit: there is none, or one that cannot be read.
+    """
     paths = sorted(folder.glob("*/model.safetensors"))
-    return {hashlib.sha256(path.read_bytes()).hexdigest(): load(path.parent) for path in paths}
+    if not paths:
+        advice = f"python -m benchmarks.grounding.train --seed 0 --out {folder}/seed-0 makes one"
+        sys.exit(f"--weights {folder}: no folder in it holds a model.safetensors; {advice}")
+    try:
+        return {hashlib.sha256(path.read_bytes()).hexdigest(): load(path.parent) for path in paths}
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        sys.exit(f"--weights {folder}: cannot be read ({error})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--weights", type=Path, help="folder of a folder per training; the shipped ones")
+    found.add_argument("--items", type=whole(1), help=f"{_TEST_ITEMS}, or {_QUICK_ITEMS} with --quick")
+    found.add_argument("--quick", action="store_true", help="three budgets, one training, only the table")
+    found.add_argument(
+        "--json", type=file_to_write, help="where results go; results.json here, if they are whole"
+    )
+    found.add_argument(
+        "--work", type=folder_to_write, help=f"folder of answers that are there already; {WORK}"
+    )
+    found.add_argument(
+        "--reference-minutes",
+        type=minutes,
+        help="for comparing the engines, 15; 0 leaves out all that the reference runs",
+    )
+    found.add_argument("--threads", type=whole(1), default=2)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, also where there are no weights yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of a folder per training")
-    parser.add_argument("--items", type=int, help=f"{_TEST_ITEMS}, or {_QUICK_ITEMS} with --quick")
-    parser.add_argument("--quick", action="store_true", help="three budgets, one training, only the table")
-    parser.add_argument("--json", type=Path, default=HERE / "results.json", help="where results go")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of answers that are there already")
-    parser.add_argument(
-        "--reference-minutes",
-        type=float,
-        default=15.0,
-        help="for comparing the engines; 0 leaves out all that the reference runs",
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
+    """Returns 0."""
+    reader = parser()
+    options = reader.parse_args(arguments)
+    given = {name for name, value in vars(options).items() if value is not None}
+    if options.quick and given & {"json", "work", "reference_minutes"}:
+        reader.error(
+            "--quick writes nothing and asks the reference nothing: leave --json, --work and --reference-minutes out"
+        )
+    partly = given & {"weights", "items"} or options.reference_minutes == 0
+    if partly and not options.quick and options.json is None:
+        reader.error("--json: a part of the evaluation is no new results.json; say where it goes")
     torch.set_num_threads(options.threads)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    models = trained(options.weights)
-    if not models:
-        console.print(
-            f"no weights in {options.weights} yet: "
-            "python -m benchmarks.grounding.train --seed 0 --out benchmarks/grounding/weights/seed-0",
-            soft_wrap=True,
-        )
-        return 0
+    models = trained(options.weights or WEIGHTS)
     if options.quick:
         models = dict(list(models.items())[:1])
     asked = items("test", options.items or (_QUICK_ITEMS if options.quick else _TEST_ITEMS))
     found = routes(shape_of(next(iter(models.values()))), QUICK if options.quick else BUDGETS)
-    collected = collect(models, asked, found, None if options.quick else options.work, console)
-    beside, control = None, []
-    if options.reference_minutes > 0 and not options.quick:
+    work = None if options.quick else options.work or WORK
+    collected = collect(models, asked, found, Kept(work, asked), console)
+    beside, random_rows = None, []
+    time_left = 15.0 if options.reference_minutes is None else options.reference_minutes
+    if time_left and not options.quick:
         console.print("rows drawn at random, by the reference")
-        control = drawn_at_random(list(models.values()), asked[:_CONTROL_ITEMS], found, collected)
-        beside = engines(models, asked, found, collected, options.reference_minutes, console)
-    data = results(models, asked, found, collected, beside, control)
+        few = asked[:_CONTROL_ITEMS]
+        random_rows = drawn_at_random(models, few, found, collected, Kept(work, few))
+        beside = engines(models, asked, found, collected, time_left, console)
+    command = shlex.join(["python", "-m", "benchmarks.grounding.evaluate", *(arguments or sys.argv[1:])])
+    data = results(models, asked, found, collected, random_rows, beside, command)
     if not options.quick:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        write(options.json or HERE / "results.json", json.dumps(data, indent=1) + "\n")
     console.print(table(data))
     return 0
 

@@ -8,6 +8,7 @@ vectors, another file takes another name.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -19,15 +20,18 @@ from reroute_conformance.vectors.files import V1, write_tensors
 from reroute_conformance.vectors.trained import DECODER, TRAINED
 from reroute_reference import run
 from reroute_spec.canonical import CanonicalConfig
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .items import Item, inputs, items
 from .model import load, shape_of
+from .options import whole
 from .questions import VOCABULARY
 from .routes import VISUAL, Route, routes
 
 _METHODS = ("reroute-fastv", "pdrop")  # every candidate at every depth, and those that survived
 _BUDGETS = (Fraction(20, 100),)
+_PROMPTS = 2  # that trace vectors are made of
 
 
 def scores_of(model: Any, asked: Sequence[Item], found: Sequence[Route]) -> dict[str, Tensor]:
@@ -85,13 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--vectors", type=Path, default=V1, help="folder of vectors")
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights" / "seed-0")
-    parser.add_argument("--items", type=int, default=4, help="pictures whose scores are taken")
+    parser.add_argument("--items", type=whole(_PROMPTS), default=4, help="pictures whose scores are taken")
     options = parser.parse_args(arguments)
-    model = load(options.weights)
+    try:
+        model = load(options.weights)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        sys.exit(f"--weights {options.weights}: cannot be read ({error})")
+    if decoder_config(model) != DECODER:
+        sys.exit(f"--weights {options.weights}: {decoder_config(model)}; vectors are of {DECODER}")
     found = [route for route in routes(shape_of(model), _BUDGETS) if route.method in _METHODS]
     asked = items("validation", options.items)
     made = scores_of(model, asked, found)
-    made |= {f"embeddings.{number}": embeddings_of(model, item) for number, item in enumerate(asked[:2])}
+    made |= {
+        f"embeddings.{number}": embeddings_of(model, item) for number, item in enumerate(asked[:_PROMPTS])
+    }
     made |= {f"decoder.{name}": weight for name, weight in decoder_weights(model).items()}
     write_tensors(made, options.vectors / TRAINED)
     print(options.vectors / TRAINED)

@@ -84,8 +84,9 @@ def load(folder: Path) -> LlavaForConditionalGeneration:
     Raises:
         FileNotFoundError: there are none.
     """
-    if not (folder / "model.safetensors").exists():
-        raise FileNotFoundError(f"{folder} holds no model.safetensors")
+    for name in ("model.safetensors", "config.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} holds no {name}")
     transformers_logging.disable_progress_bar()
     model = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True

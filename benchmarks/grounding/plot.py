@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 from reroute_conformance.bench.svg import LINE, STYLE, TEXT, svg_of
+
+from .options import file_to_write, write
 
 HERE = Path(__file__).parent
 
@@ -30,9 +34,12 @@ _LINES = {
     "nuwa": ("#040402", "--", "o"),
     "reroute-nuwa": ("#040402", "-", "o"),
 }
-"""Removal is dashed, its reroute form is solid in the same colour."""
+"""Removal is dashed, its reroute form solid in the same colour; dotted and dash-dotted are their variants."""
 
-_ROWS, _FLOPS = "visual rows that run, % of all, mean over blocks", "FLOPs of the prompt's blocks, % of unrouted"
+_ROWS, _FLOPS = (
+    "visual rows that run, % of all, mean over blocks",
+    "FLOPs of the prompt's blocks, % of unrouted",
+)
 _PANELS = (
     ("accuracy", "grounding: accuracy at IoU 0.5", _ROWS),
     ("accuracy", "the same, by what it costs", _FLOPS),
@@ -65,14 +72,15 @@ def drawing(data: dict[str, Any]) -> str:
                     if route["method"] == method
                 )
                 if points:
-                    _line(axes, points, method, colour, dashes, marker)
+                    label = f"{method} (renumbers)" if method == "pdrop-late" else method
+                    _line(axes, points, label, colour, dashes, marker)
             axes.axhline(data["unrouted"][metric]["mean"], color="#030303", linewidth=1, label="unrouted")
             axes.set_title(title, loc="left", fontsize=9.5)
             axes.set_xscale("log")
             axes.set_xticks([10, 15, 20, 30, 50, 75])
             axes.minorticks_off()
             axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             axes.set_xlabel(budget)
             axes.grid(axis="y", color=LINE, linewidth=0.6)
         handles, labels = panels[0].get_legend_handles_labels()
@@ -103,9 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Draw committed results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
-    parser.add_argument("--out", type=Path, default=HERE / "results.svg")
+    parser.add_argument("--out", type=file_to_write, default=HERE / "results.svg")
     options = parser.parse_args(arguments)
-    options.out.write_text(drawing(json.loads(options.json.read_text("utf-8"))), "utf-8")
+    try:
+        data = json.loads(options.json.read_text("utf-8"))
+        jsonschema.validate(data, json.loads((HERE / "results.schema.json").read_text("utf-8")))
+    except (OSError, ValueError, jsonschema.ValidationError) as error:
+        sys.exit(f"--json {options.json}: no results of an evaluation ({str(error).splitlines()[0]})")
+    write(options.out, drawing(data))
     print(options.out)
     return 0
 

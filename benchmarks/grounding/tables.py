@@ -63,11 +63,20 @@ def _random_rows(data: dict[str, Any]) -> list[Table]:
     if not data["random_rows"]:
         return []
     found = Table(title=f"rows drawn at random instead, first {data['random_rows'][0]['items']} items")
-    for heading in ("route", "scored", "drawn", "scored over drawn, points"):
-        found.add_column(heading, justify="left" if heading == "route" else "right", no_wrap=True)
+    headings = (
+        "budget",
+        "fastv: scored, drawn",
+        "reroute-fastv: scored, drawn",
+        "drawn: rerouted over removed, points",
+    )
+    for heading in headings:
+        found.add_column(heading, justify="right", no_wrap=True)
     for one in data["random_rows"]:
-        means = (f"{one[name]['mean']:.3f}" for name in ("scored", "drawn"))
-        found.add_row(f"{one['method']} {one['budget']:.0%}", *means, _points(one["scored_over_drawn"]))
+        accuracies = [
+            ", ".join(f"{one[method][rows]['mean']:.3f}" for rows in ("scored", "drawn"))
+            for method in ("fastv", "reroute-fastv")
+        ]
+        found.add_row(f"{one['budget']:.0%}", *accuracies, _points(one["drawn_rerouted_over_removed"]))
     return [found]
 
 

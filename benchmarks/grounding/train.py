@@ -29,6 +29,7 @@ from .batches import batch
 from .items import items
 from .learning import Heads, losses
 from .model import BLOCKS, WIDTH, build, load, save
+from .options import folder_to_write, minutes, whole
 
 RATE, PICTURES = 3e-3, 32
 _WARM_UP = 0.02  # of the run
@@ -94,7 +95,12 @@ class Training:
         """
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
+        try:
+            state = torch.load(self.checkpoint, weights_only=True)
+        except Exception as error:  # whatever is wrong with the file
+            sys.exit(
+                f"{self.checkpoint} cannot be read ({error}): remove it to begin anew, or give another --out"
+            )
         if state["settings"] != _settings(self.options):
             sys.exit(f"{self.checkpoint} is of {state['settings']}: give those, or another --out")
         self.step, self.spent, self.validations = state["step"], state["spent"], state["validations"]
@@ -115,7 +121,9 @@ class Training:
         parameters = [*self.model.parameters(), *self.heads.parameters()]
         norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         if not bool(norm.isfinite()):
-            sys.exit(f"step {self.step}: the gradient is {float(norm)}; the last checkpoint is kept")
+            sys.exit(
+                f"step {self.step}: the gradient is {float(norm)}; a checkpoint of before, if any, stays"
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -214,19 +222,26 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    found.add_argument("--out", required=True, help="folder of weights, log and checkpoint")
-    found.add_argument("--threads", type=int, default=2)
-    found.add_argument("--minutes", type=float, default=40.0, help="of training, validation not counted")
-    found.add_argument("--steps", type=int, default=0, help="this many instead of minutes")
-    found.add_argument("--blocks", type=int, default=BLOCKS, help="of the decoder")
-    found.add_argument("--width", type=int, default=WIDTH, help="of decoder and tower")
-    found.add_argument("--validation", type=int, default=128, help="items, now and then")
+    found.add_argument(
+        "--out", required=True, type=folder_to_write, help="folder of weights, log and checkpoint"
+    )
+    found.add_argument("--threads", type=whole(1), default=2)
+    found.add_argument("--minutes", type=minutes, default=40.0, help="of training, validation not counted")
+    found.add_argument("--steps", type=whole(0), default=0, help="this many instead of minutes")
+    found.add_argument("--blocks", type=whole(1), default=BLOCKS, help="of the decoder")
+    found.add_argument("--width", type=whole(32), default=WIDTH, help="of decoder and tower")
+    found.add_argument("--validation", type=whole(1), default=128, help="items, now and then")
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when trained, 3 when stopped before."""
-    options = parser().parse_args(arguments)
+    reader = parser()
+    options = reader.parse_args(arguments)
+    if options.width % 32:
+        reader.error(f"argument --width: {options.width}: give a multiple of 32, the width of a head")
+    if not options.steps and not options.minutes:
+        reader.error("argument --minutes: 0: give a time, or --steps")
     torch.set_num_threads(options.threads)
     console = Console()
     weights = Path(options.out) / "model.safetensors"

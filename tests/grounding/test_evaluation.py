@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from fractions import Fraction
 
@@ -14,8 +15,10 @@ from reroute_conformance.vectors.trained import DECODER, TRAINED, VISUAL, traine
 from reroute_spec import DecoderShape
 from safetensors.torch import load_file
 
-from benchmarks.grounding import evaluate, export_scores, plot
+from benchmarks.grounding import evaluate, export_scores, plot, scenes
 from benchmarks.grounding.intervals import estimate
+from benchmarks.grounding.items import items
+from benchmarks.grounding.kept import Kept
 from benchmarks.grounding.model import build, load, save
 from benchmarks.grounding.routes import BUDGETS, routes
 
@@ -99,8 +102,8 @@ def test_results_hold_every_route_and_both_engines_answer_alike(results):
     assert data["engines"]["rounds_in_all"] == 2 * len(data["routes"])
     assert data["engines"]["answers"] == ITEMS * data["engines"]["rounds"] >= ITEMS
     assert data["engines"]["differences"] == []
-    drawn = {(one["method"], one["items"]) for one in data["random_rows"]}
-    assert drawn == {("fastv", ITEMS), ("reroute-fastv", ITEMS)}
+    assert [(one["budget"], one["items"]) for one in data["random_rows"]] == [(0.2, ITEMS)]
+    assert "--items 4" in data["made"]["command"]
     flat = next(route for route in data["routes"] if route["method"] == "reroute-every-block")
     assert flat["decisions"][0]["reentered"] == 0 < sum(one["reentered"] for one in flat["decisions"])
     removed = next(route for route in data["routes"] if route["method"] == "pdrop")
@@ -131,9 +134,74 @@ def test_an_evaluation_goes_on_from_the_answers_it_has(results, weights, monkeyp
     assert again["routes"] == json.loads(before)["routes"]
 
 
-def test_without_weights_it_says_how_to_train(tmp_path, capsys):
-    assert evaluate.main(["--quick", "--weights", str(tmp_path)]) == 0
-    assert "benchmarks.grounding.train" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--items", "0"], "argument --items: '0': give a whole number, 1 or more"),
+        (["--items", "-1"], "argument --items: '-1'"),
+        (["--threads", "0"], "argument --threads: '0'"),
+        (["--reference-minutes", "nan"], "argument --reference-minutes: 'nan'"),
+        (["--items", "1"], "--json: a part of the evaluation is no new results.json"),
+        (["--reference-minutes", "0"], "--json: a part of the evaluation is no new results.json"),
+        (["--quick", "--json", "x.json"], "--quick writes nothing"),
+        (["--json", "/"], "argument --json: / is a folder"),
+        (["--work", __file__], "argument --work"),
+        (["--quick", "--weights", "nowhere"], "no folder in it holds a model.safetensors"),
+    ],
+)
+def test_what_it_cannot_mean_is_refused_by_its_option(arguments, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        evaluate.main(arguments)
+    assert said in f"{error.value} {capsys.readouterr().err}"
+    assert error.value.code != 0
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
+def test_damaged_weights_are_named(weights, tmp_path, damage):
+    shutil.copytree(weights / "seed-0", tmp_path / "seed-0")
+    path = tmp_path / "seed-0" / damage
+    path.unlink() if damage == "config.json" else path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=f"--weights {tmp_path}: cannot be read"):
+        evaluate.main(["--quick", "--weights", str(tmp_path)])
+
+
+def test_kept_answers_are_of_their_items_and_damaged_ones_are_made_again(tmp_path, monkeypatch):
+    few = items("validation", 2)
+    kept = Kept(tmp_path, few)
+    key = kept.key("x", "w", None)
+    assert Kept(tmp_path, few).key("x", "w", None) == key
+    assert Kept(tmp_path, items("validation", 1)).key("x", "w", None) != key
+    monkeypatch.setitem(scenes._RGB, few[0].scene.things[0].kind[1], (1, 2, 3))
+    assert Kept(tmp_path, few).key("x", "w", None) != key  # the same names, other pixels
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        assert kept.arrays("x", "w", None, make)["a"].tolist() == [0, 1, 2]
+    assert len(made) == 1
+    (tmp_path / f"{key}.npz").write_bytes(b"PK damaged")
+    kept.arrays("x", "w", None, make)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no JSON"])
+def test_a_plot_of_no_results_is_refused(tmp_path, content):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content, "utf-8")
+    with pytest.raises(SystemExit, match="no results of an evaluation"):
+        plot.main(["--json", str(path), "--out", str(tmp_path / "x.svg")])
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_vectors_are_exported_from_models_of_their_shape_alone(weights, tmp_path):
+    with pytest.raises(SystemExit, match="vectors are of"):
+        export_scores.main(["--weights", str(weights / "seed-0"), "--vectors", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plot_is_an_svg_for_light_and_dark_pages(results):
@@ -185,7 +253,9 @@ def test_pages_say_what_the_results_say():
     """Every `+1.2 points (+0.8 to +1.6)` is a difference in the results."""
     data = json.loads((evaluate.HERE / "results.json").read_text("utf-8"))
     estimates = [pair[metric] for pair in data["pairs"] for metric in ("accuracy", "gist")]
-    estimates += [one["scored_over_drawn"] for one in data["random_rows"]]
+    for one in data["random_rows"]:
+        estimates += [one[method]["scored_over_drawn"] for method in ("fastv", "reroute-fastv")]
+        estimates.append(one["drawn_rerouted_over_removed"])
     known = {
         f"{100 * one['mean']:+.1f} points ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
         for one in estimates

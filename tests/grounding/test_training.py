@@ -64,3 +64,30 @@ def test_steps_lower_the_loss_of_a_batch(tmp_path, monkeypatch):
     training.options.steps = 40
     found = [training.learn()["loss"] for _ in range(12)]
     assert found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "-1"], "argument --steps: '-1': give a whole number, 0 or more"),
+        (["--minutes", "0"], "argument --minutes: 0: give a time, or --steps"),
+        (["--minutes", "nan"], "argument --minutes: 'nan'"),
+        (["--width", "40"], "argument --width: 40: give a multiple of 32"),
+        (["--blocks", "0"], "argument --blocks: '0'"),
+        (["--threads", "0"], "argument --threads: '0'"),
+        (["--validation", "0"], "argument --validation: '0'"),
+        (["--out", __file__], "argument --out"),
+    ],
+)
+def test_what_it_cannot_mean_is_refused_by_its_option(tmp_path, arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.main(["--out", str(tmp_path / "out"), *arguments])
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt cannot be read"):
+        train.main(["--out", str(tmp_path), *SMALL])
