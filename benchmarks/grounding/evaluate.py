@@ -210,7 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
         few = asked[:_CONTROL_ITEMS]
         random_rows = drawn_at_random(models, few, found, collected, Kept(work, few))
         beside = engines(models, asked, found, collected, time_left, console)
-    command = shlex.join(["python", "-m", "benchmarks.grounding.evaluate", *(arguments or sys.argv[1:])])
+    said = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "benchmarks.grounding.evaluate", *said])
     data = results(models, asked, found, collected, random_rows, beside, command)
     if not options.quick:
         write(options.json or HERE / "results.json", json.dumps(data, indent=1) + "\n")

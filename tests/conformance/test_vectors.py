@@ -21,6 +21,7 @@ from reroute_conformance.vectors.files import V1, write_tensors, write_vector
 from reroute_conformance.vectors.fixed_order import FixedOrder
 from reroute_conformance.vectors.judge import judge_vector
 from reroute_conformance.vectors.manifest import damages, entries, profiles_of, write_manifest
+from reroute_conformance.vectors.trained import TRAINED, trained_vectors
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
@@ -142,6 +143,14 @@ def test_a_manifest_written_over_a_changed_vector_does_not_hide_it(copied, made_
     assert damages(copied) == []
     (line,) = regenerate.differences(copied)
     assert line.startswith("route/given-decisions: tensor oracle.requests.0.logits[2, 3] is ")
+
+
+def test_what_a_damaged_given_file_makes_is_said(copied, monkeypatch):
+    monkeypatch.setattr(regenerate, "made", trained_vectors)
+    path = copied / TRAINED
+    path.write_bytes(path.read_bytes()[:-1])
+    found = "\n".join(regenerate.differences(copied))
+    assert f"what rests on given files cannot be made: {TRAINED}: cannot be read" in found
 
 
 def test_rewriting_changes_nothing(copied, made_before):

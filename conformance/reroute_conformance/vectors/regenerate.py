@@ -82,11 +82,11 @@ def differences(root: Path = V1, tick: Callable[[], None] = lambda: None) -> lis
 
 
 def _made_again(root: Path, found: list[str]) -> Iterator[Vector]:
-    """All that can be made; a measured vector that is damaged cannot."""
+    """All that can be made; what was given, measured or trained, cannot where it is damaged."""
     try:
         yield from made(root)
     except RerouteError as error:
-        found.append(f"the measured vectors cannot be completed: {error}")
+        found.append(f"what rests on given files cannot be made: {error}")
 
 
 def _shared_files() -> dict[str, dict[str, Tensor]]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reroute_spec import SPEC_VERSION, DecoderShape
+from reroute_spec import SPEC_VERSION, DecoderShape, RerouteError
 from reroute_spec.canonical import CanonicalConfig
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -38,8 +39,15 @@ _ROUTES = (
 
 
 def trained_vectors(root: Path = V1) -> Iterator[Vector]:
-    """All of them, from the file that is given."""
-    given = load((root / TRAINED).read_bytes())
+    """All of them, from the file that is given.
+
+    Raises:
+        RerouteError: it is missing or damaged.
+    """
+    try:
+        given = load((root / TRAINED).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RerouteError(TRAINED, f"cannot be read ({error})", "take v1's files unchanged") from None
     for name in sorted(given):
         if name.startswith("scores."):
             id_ = name.removeprefix("scores.")
