@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from reroute_optimized import routed
 from reroute_spec import RoutingTrace, Schedule
+from torch import Tensor
 
-from .items import Item, inputs
+from .items import Item, box_inputs
 from .questions import BOX_TOKENS, iou, read_box
 
 _BATCH = 50
@@ -44,7 +45,7 @@ def ask(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> Answers
 
 @torch.no_grad()
 def _batch(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> tuple[np.ndarray, ...]:
-    given = inputs([item.scene for item in asked], [item.box for item in asked])
+    given = box_inputs(asked)
     routing = nullcontext() if schedule is None else routed(model, schedule)
     traces: Sequence[RoutingTrace] = ()
     with routing as result:
@@ -54,8 +55,6 @@ def _batch(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> tupl
         ids = torch.tensor([item.there.ids() for item in asked])
         logits = model(**{**given, "input_ids": ids}, logits_to_keep=1).logits[:, -1]
         right = (logits.argmax(-1) == torch.tensor([item.there.answer[0] for item in asked])).numpy()
-    boxes = zip(said.tolist(), asked, strict=True)
-    found = [iou(read_box(tokens), _box_of(item)) for tokens, item in boxes]
     decisions = 0 if schedule is None else len(schedule.decisions)
     rows = np.zeros((len(asked), decisions, 4), dtype=np.int16)
     for place, (trace, item) in enumerate(zip(traces, asked, strict=bool(traces))):
@@ -68,9 +67,13 @@ def _batch(model: Any, asked: Sequence[Item], schedule: Schedule | None) -> tupl
                 len(record.reentered),
                 len(target.intersection(record.reentered)),
             )
-    return said.numpy(), np.array(found), right, rows
+    return said.numpy(), overlaps(asked, said), right, rows
 
 
-def _box_of(item: Item) -> tuple[int, int, int, int]:
-    assert item.box.target is not None
-    return item.box.target.box
+def overlaps(asked: Sequence[Item], said: Tensor) -> np.ndarray:
+    """IoU of the boxes that were said, [items, 4] tokens, with those that were asked for, [items]."""
+    found = []
+    for item, tokens in zip(asked, said.tolist(), strict=True):
+        assert item.box.target is not None
+        found.append(iou(read_box(tokens), item.box.target.box))
+    return np.array(found)

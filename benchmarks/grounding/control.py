@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from reroute_reference import forced_logits, run
-from reroute_spec import Schedule, plan
-from torch import Tensor
+from reroute_reference import generate
+from reroute_spec import plan
 
-from .answers import Answers
+from .answers import Answers, overlaps
 from .findings import RIGHT
 from .intervals import estimate
-from .items import Item, inputs
+from .items import Item, box_inputs
 from .kept import Kept
-from .questions import BOX_TOKENS, iou, read_box
+from .questions import BOX_TOKENS
 from .routes import VISUAL, Route
 from .scenes import ROWS
 
@@ -41,77 +40,58 @@ def drawn_at_random(
         found, collected: routes, and what every model answered under them, by the route's name.
         kept: of these items.
     """
-    made: dict[float, dict[str, Any]] = {}
-    rights: dict[tuple[float, str], np.ndarray] = {}
-    for route in found:
-        if route.method not in METHODS:
-            continue
-        budget = float(route.budget)
-        drawn = np.stack(
-            [
-                _kept_right(kept, digest, model, asked, route, seed)
-                for seed, (digest, model) in enumerate(models.items())
+    by_name = {(route.method, route.budget): route for route in found}
+    made = []
+    for budget in dict.fromkeys(route.budget for route in found):
+        one: dict[str, Any] = {"budget": float(budget), "items": len(asked)}
+        rights = []
+        for method in METHODS:
+            route = by_name[method, budget]
+            drawn = _drawn_right(models, asked, route, kept).astype(float)
+            scored = np.stack([answers.iou[: len(asked)] >= RIGHT for answers in collected[route.name]])
+            rights.append(drawn)
+            one[method] = {
+                "drawn": estimate(drawn),
+                "scored": estimate(scored.astype(float)),
+                "scored_over_drawn": estimate(scored - drawn),
+            }
+        removed, rerouted = rights
+        made.append({**one, "drawn_rerouted_over_removed": estimate(rerouted - removed)})
+    return made
+
+
+def _drawn_right(models: Mapping[str, Any], asked: Sequence[Item], route: Route, kept: Kept) -> np.ndarray:
+    """Whether every model's boxes are right with drawn rows, [models, items]."""
+    return np.stack(
+        [
+            kept.arrays(f"drawn {seed}", digest, route.schedule, partial(_right, model, asked, route, seed))[
+                "right"
             ]
-        ).astype(float)
-        scored = np.stack([one.iou[: len(asked)] >= RIGHT for one in collected[route.name]]).astype(float)
-        rights[budget, route.method] = drawn
-        made.setdefault(budget, {"budget": budget, "items": len(asked)})[route.method] = {
-            "drawn": estimate(drawn),
-            "scored": estimate(scored),
-            "scored_over_drawn": estimate(scored - drawn),
-        }
-    for budget, one in made.items():
-        removed, rerouted = (rights[budget, method] for method in METHODS)
-        one["drawn_rerouted_over_removed"] = estimate(rerouted - removed)
-    return list(made.values())
+            for seed, (digest, model) in enumerate(models.items())
+        ]
+    )
 
 
-def _kept_right(
-    kept: Kept, digest: str, model: Any, asked: Sequence[Item], route: Route, seed: int
-) -> np.ndarray:
-    def make() -> dict[str, np.ndarray]:
-        return {"right": _right(model, asked, route, seed)}
-
-    return kept.arrays(f"drawn {seed}", digest, route.schedule, make)["right"]
-
-
-def _right(model: Any, asked: Sequence[Item], route: Route, seed: int) -> np.ndarray:
-    overlaps = []
+def _right(model: Any, asked: Sequence[Item], route: Route, seed: int) -> dict[str, np.ndarray]:
+    planned = plan(route.schedule, model.config.text_config.num_hidden_layers, VISUAL).kv_rows
+    kept = [planned[decision.layer] - (len(VISUAL) - ROWS) for decision in route.schedule.decisions]
+    found = []
     for first in range(0, len(asked), _BATCH):
         few = asked[first : first + _BATCH]
-        names = [f"{seed}/{float(route.budget)}/{first + i}" for i in range(len(few))]
-        decisions = [_drawn(route.schedule, model, name) for name in names]
-        for item, said in zip(few, _boxes(model, few, route.schedule, decisions), strict=True):
-            assert item.box.target is not None
-            overlaps.append(iou(read_box(said), item.box.target.box))
-    return np.array(overlaps) >= RIGHT
+        decisions = [
+            _drawn(kept, route.schedule.action, f"{seed}/{float(route.budget)}/{first + i}")
+            for i in range(len(few))
+        ]
+        said = generate(model, box_inputs(few), route.schedule, BOX_TOKENS, decisions=decisions)
+        found.append(overlaps(few, said[:, -BOX_TOKENS:]))
+    return {"right": np.concatenate(found) >= RIGHT}
 
 
-def _drawn(schedule: Schedule, model: Any, name: str) -> list[list[int]]:
-    """A request's decisions: of every pool as many rows as the plan says, all equally likely."""
-    drawn, pool = random.Random(name), list(range(ROWS))
-    made = plan(schedule, model.config.text_config.num_hidden_layers, VISUAL)
-    text = len(VISUAL) - ROWS
-    found = []
-    for decision in schedule.decisions:
-        found.append(sorted(drawn.sample(pool, made.kv_rows[decision.layer] - text)))
-        if schedule.action == "delete":
+def _drawn(kept: Sequence[int], action: str, name: str) -> list[list[int]]:
+    """A request's decisions: ``kept`` rows of every pool, all equally likely."""
+    drawn, pool, found = random.Random(name), list(range(ROWS)), []
+    for count in kept:
+        found.append(sorted(drawn.sample(pool, count)))
+        if action == "delete":
             pool = found[-1]
     return found
-
-
-@torch.no_grad()
-def _boxes(
-    model: Any, asked: Sequence[Item], schedule: Schedule, decisions: list[list[list[int]]]
-) -> list[list[int]]:
-    """Four tokens of every item, greedily."""
-    output = run(
-        model, inputs([i.scene for i in asked], [i.box for i in asked]), schedule, decisions=decisions
-    )
-    boxes = []
-    for b, cache in enumerate(output.cache):
-        said: list[Tensor] = [output.logits[b, -1].argmax().reshape(1)]
-        while len(said) < BOX_TOKENS:
-            said.append(forced_logits(model, cache, said[-1]).argmax(dim=-1))
-        boxes.append(torch.cat(said).tolist())
-    return boxes

@@ -11,7 +11,7 @@ from reroute_optimized import routed
 from reroute_reference import forced_logits, generate, run
 from reroute_spec import Schedule
 
-from .items import Item, inputs
+from .items import Item, box_inputs
 from .questions import BOX_TOKENS
 
 
@@ -28,8 +28,7 @@ def differences(
         numbers: of the items to compare.
     """
     found = []
-    few = [asked[number] for number in numbers]
-    given = inputs([item.scene for item in few], [item.box for item in few])
+    given = box_inputs([asked[number] for number in numbers])
     said = generate(model, given, schedule, BOX_TOKENS)[:, -BOX_TOKENS:].numpy()
     for place, number in enumerate(numbers):
         if (said[place] != fast[number]).any():

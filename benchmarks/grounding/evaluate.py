@@ -27,7 +27,6 @@ import transformers
 from reroute_spec import Schedule
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors import SafetensorError
 
 from .answers import Answers, ask
 from .control import drawn_at_random
@@ -157,7 +156,7 @@ def trained(folder: Path) -> dict[str, Any]:
         sys.exit(f"--weights {folder}: no folder in it holds a model.safetensors; {advice}")
     try:
         return {hashlib.sha256(path.read_bytes()).hexdigest(): load(path.parent) for path in paths}
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except OSError as error:
         sys.exit(f"--weights {folder}: cannot be read ({error})")
 
 

@@ -20,10 +20,9 @@ from reroute_conformance.vectors.files import V1, write_tensors
 from reroute_conformance.vectors.trained import DECODER, TRAINED
 from reroute_reference import run
 from reroute_spec.canonical import CanonicalConfig
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .items import Item, inputs, items
+from .items import Item, box_inputs, items
 from .model import load, shape_of
 from .options import whole
 from .questions import VOCABULARY
@@ -44,7 +43,7 @@ def scores_of(model: Any, asked: Sequence[Item], found: Sequence[Route]) -> dict
     made = {}
     for number, item in enumerate(asked):
         for route in found:
-            trace = run(model, inputs([item.scene], [item.box]), route.schedule).traces[0]
+            trace = run(model, box_inputs([item]), route.schedule).traces[0]
             for record in trace.decisions:
                 name = f"trained-{route.method}-{number}-block-{record.layer}"
                 made[f"scores.{name}"] = torch.tensor(record.scores, dtype=torch.float32)
@@ -76,7 +75,7 @@ def decoder_weights(model: Any) -> dict[str, Tensor]:
 @torch.no_grad()
 def embeddings_of(model: Any, item: Item) -> Tensor:
     """The prompt's rows with the picture in place, [S, d]."""
-    given = inputs([item.scene], [item.box])
+    given = box_inputs([item])
     rows = model.get_input_embeddings()(given["input_ids"])[0].clone()
     rows[torch.tensor(VISUAL)] = model.model.get_image_features(given["pixel_values"]).pooler_output[0]
     return rows
@@ -93,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = load(options.weights)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except OSError as error:
         sys.exit(f"--weights {options.weights}: cannot be read ({error})")
     if decoder_config(model) != DECODER:
         sys.exit(f"--weights {options.weights}: {decoder_config(model)}; vectors are of {DECODER}")

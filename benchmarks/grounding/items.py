@@ -69,6 +69,11 @@ def pixels(scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
+def box_inputs(asked: Sequence[Item]) -> dict[str, Tensor]:
+    """The inputs of the items' questions for a box."""
+    return inputs([item.scene for item in asked], [item.box for item in asked])
+
+
 def inputs(scenes: Sequence[Scene], questions: Sequence[Question]) -> dict[str, Tensor]:
     """What a processor would return; prompts are equally long, so there is no padding."""
     ids = torch.tensor([question.ids() for question in questions])

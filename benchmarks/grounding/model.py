@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from reroute_spec import DecoderShape
 from reroute_spec.model_config import shape_from_config
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
@@ -82,15 +83,18 @@ def load(folder: Path) -> LlavaForConditionalGeneration:
     """Trained weights, computed with in float32.
 
     Raises:
-        FileNotFoundError: there are none.
+        OSError: there are none, or they cannot be read.
     """
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} holds no {name}")
     transformers_logging.disable_progress_bar()
-    model = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        )
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise OSError(error) from error
     return _quiet(model).eval().requires_grad_(False)
 
 

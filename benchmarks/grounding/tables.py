@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from .control import METHODS
+
 
 def table(data: dict[str, Any]) -> Group:
     """Accuracies and costs of every route, then the paired differences."""
@@ -63,18 +65,14 @@ def _random_rows(data: dict[str, Any]) -> list[Table]:
     if not data["random_rows"]:
         return []
     found = Table(title=f"rows drawn at random instead, first {data['random_rows'][0]['items']} items")
-    headings = (
-        "budget",
-        "fastv: scored, drawn",
-        "reroute-fastv: scored, drawn",
-        "drawn: rerouted over removed, points",
-    )
+    methods = [f"{method}: scored, drawn" for method in METHODS]
+    headings = ("budget", *methods, "drawn: rerouted over removed, points")
     for heading in headings:
         found.add_column(heading, justify="right", no_wrap=True)
     for one in data["random_rows"]:
         accuracies = [
             ", ".join(f"{one[method][rows]['mean']:.3f}" for rows in ("scored", "drawn"))
-            for method in ("fastv", "reroute-fastv")
+            for method in METHODS
         ]
         found.add_row(f"{one['budget']:.0%}", *accuracies, _points(one["drawn_rerouted_over_removed"]))
     return [found]

@@ -47,8 +47,7 @@ class Training:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.out = options, Path(options.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.options, self.out = options, options.out
         self.model: Any = build(options.seed, blocks=options.blocks, width=options.width)
         self.heads = Heads(options.width)
         self.optimizers = optimizers(self.model, self.heads)
@@ -244,8 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
         reader.error("argument --minutes: 0: give a time, or --steps")
     torch.set_num_threads(options.threads)
     console = Console()
-    weights = Path(options.out) / "model.safetensors"
-    if weights.exists() and not (Path(options.out) / "checkpoint.pt").exists():
+    weights = options.out / "model.safetensors"
+    if weights.exists() and not (options.out / "checkpoint.pt").exists():
         sys.exit(f"{weights} is trained already: remove it, or give another --out")
     training = Training(options)
     resumed = training.resume()

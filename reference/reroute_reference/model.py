@@ -121,9 +121,17 @@ def prefix_of(
 
 @torch.no_grad()
 def generate(
-    model: nn.Module | CanonicalDecoder, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
+    model: nn.Module | CanonicalDecoder,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    max_new_tokens: int,
+    *,
+    decisions: Sequence[Replay] | None = None,
 ) -> Int[Tensor, "B S+new"]:
-    """Greedy decoding: exactly ``max_new_tokens`` per request, end-of-sequence ignored, prompt and new tokens returned."""
+    """Greedy decoding: exactly ``max_new_tokens`` per request, end-of-sequence ignored, prompt and new tokens returned.
+
+    ``decisions`` are run instead of the scores' own, as in :func:`run`.
+    """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise RerouteError("max_new_tokens", f"{max_new_tokens!r}", "give an integer >= 1")
     if not isinstance(inputs, Mapping):
@@ -134,7 +142,7 @@ def generate(
         raise RerouteError("input_ids", "is missing", "generate returns the prompt's tokens and needs them")
     decoder = as_decoder(model, None)
     check_schedule(decoder, schedule)
-    _, routed = _route_batch(decoder, inputs, schedule, None, None)
+    _, routed = _route_batch(decoder, inputs, schedule, decisions, None)
     new_tokens = []
     for row in routed:
         last = row.hidden_states[-1:]

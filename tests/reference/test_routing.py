@@ -147,6 +147,16 @@ def test_generate_returns_prompt_and_exactly_the_new_tokens(family):
     assert torch.equal(tokens[:, :-3], batch["input_ids"])
 
 
+def test_generate_goes_on_from_replayed_decisions(family):
+    batch, layers = inputs(family, LAYOUT), zoo.DECIDING[family[0]]
+    routing, given = zoo.schedule((layers[0], 3), (layers[1], 2)), [[[0, 1, 2], [34, 35]]]
+    output = run(net(family), batch, routing, decisions=given)
+    tokens = [output.logits[0, -1].argmax().reshape(1)]
+    tokens.append(forced_logits(net(family), output.cache[0], tokens[0]).argmax(dim=-1))
+    said = generate(net(family), batch, routing, 2, decisions=given)
+    assert torch.equal(said[0, -2:], torch.cat(tokens))
+
+
 def test_replayed_decisions_run_and_the_scores_own_are_recorded(family):
     batch, layers = inputs(family, LAYOUT), zoo.DECIDING[family[0]]
     routing = zoo.schedule((layers[0], 3), (layers[1], 2))

@@ -31,23 +31,23 @@ def with_expected(
     inputs = vector.data["inputs"]
     try:
         if vector.data["kind"] == "select":
-            return _expecting(vector, exact={"selected": select(scores_of(vector), inputs["k"])})
+            return expecting(vector, exact={"selected": select(scores_of(vector), inputs["k"])})
         if vector.data["kind"] == "config":
             schedule = Schedule.from_dict(inputs["schedule"])
             visual = inputs.get("visual", [False])
             rows = plan(schedule, inputs["num_layers"], visual, inputs.get("images", [])).kv_rows
-            return _expecting(vector, exact={"kv_rows": [list(rows)]})
+            return expecting(vector, exact={"kv_rows": [list(rows)]})
         plain, oracle = routed(vector, FixedOrder() if mode is None else mode)
     except RerouteError as error:
         routed_kind = vector.data["kind"] in (
             "route",
             "trace",
         )  # what is given as a tensor is named as a whole
-        return _expecting(
+        return expecting(
             vector, error={"field": error.field.partition("[")[0] if routed_kind else error.field}
         )
     exact: dict[str, Any] = {"traces": [exact_trace(trace) for trace in oracle[0].traces]}
-    return _expecting(vector, exact=exact, close=dict(_quantities(plain, oracle, caches)))
+    return expecting(vector, exact=exact, close=dict(_quantities(plain, oracle, caches)))
 
 
 def routed(
@@ -114,9 +114,10 @@ def closed(values: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], di
     return names, tensors
 
 
-def _expecting(
+def expecting(
     vector: Vector, *, close: dict[str, tuple[Tensor, Tensor]] | None = None, **expected: Any
 ) -> Vector:
+    """A vector with what is expected of it, and ``close`` quantities in float32 and float64 among its tensors."""
     names, tensors = closed(close or {})
     data = {**vector.data, "expected": {**expected, **({"close": names} if names else {})}}
     own = {
@@ -138,7 +139,7 @@ def _quantities(
 def _of_request(
     output: RoutedOutput, decoded: list[Tensor], b: int, caches: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    yield from scores(output, b)
+    yield from _scores(output, b)
     for layer, residual in output.residuals[b].items():
         yield f"residuals.{layer}", residual
     for layer, rows in enumerate(output.traces[b].kv_rows if caches else ()):
@@ -150,7 +151,13 @@ def _of_request(
         yield "decode_logits", decoded[b]
 
 
-def scores(output: RoutedOutput, b: int) -> Iterator[tuple[str, Tensor]]:
+def score_pairs(plain: RoutedOutput, oracle: RoutedOutput) -> dict[str, tuple[Tensor, Tensor]]:
+    """The scores of the only request, in float32 and float64."""
+    both = zip(_scores(plain, 0), _scores(oracle, 0), strict=True)
+    return {f"requests.0.{quantity}": (narrow, wide) for (quantity, narrow), (_, wide) in both}
+
+
+def _scores(output: RoutedOutput, b: int) -> Iterator[tuple[str, Tensor]]:
     """The scores of every decision of a request, by the name of the quantity."""
     for record in output.traces[b].decisions:
         dtype = output.logits.dtype

@@ -8,14 +8,11 @@ the scores under the measured selections, and the oracle of the logits, computed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from .files import V1, Vector, read_vector
 from .fixed_order import FixedOrder
-from .make import closed, exact_trace, routed, scores
+from .make import exact_trace, expecting, routed, score_pairs
 from .manifest import entries
 
 
@@ -32,14 +29,10 @@ def completed(vector: Vector) -> Vector:
     selected = [[decision["selected"] for decision in trace["decisions"]] for trace in exact["traces"]]
     (plain, _), (oracle, _) = routed(vector, FixedOrder(), selected, decoded=False)
     logits = oracle.logits[0]
-    values: dict[str, tuple[Tensor, Tensor]] = {}
-    for (quantity, narrow), (_, wide) in zip(scores(plain, 0), scores(oracle, 0), strict=True):
-        values[f"requests.0.{quantity}"] = narrow, wide
+    values = score_pairs(plain, oracle)
     for quantity, rows in (("last_logits", logits[-1]), ("logits", logits[~logits.isnan().all(-1)])):
         name = f"requests.0.{quantity}"
         if f"plain.{name}" in vector.tensors:
             values[name] = vector.tensors[f"plain.{name}"], rows
-    names, tensors = closed(values)
     traces = [exact_trace(trace) for trace in oracle.traces]
-    expected = {"exact": {"traces": traces, "greedy": exact["greedy"]}, "close": names}
-    return replace(vector, data={**vector.data, "expected": expected}, tensors=tensors)
+    return expecting(vector, exact={"traces": traces, "greedy": exact["greedy"]}, close=values)

@@ -7,7 +7,6 @@ that are trained there. What follows from it is made again, in the fixed order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from .decoders import config_data
 from .files import SHARED, V1, Vector
 from .fixed_order import FixedOrder
-from .make import closed, exact_trace, routed, scores, with_expected
+from .make import exact_trace, expecting, routed, score_pairs, with_expected
 
 TRAINED = f"{SHARED}/trained.safetensors"
 """Holds ``scores.ID`` [n] float32 and ``k.ID`` [1], ``embeddings.B`` [S, 128] float32, and weights below ``decoder.``."""
@@ -77,14 +76,9 @@ def _routed(
     data = _about(id_, "trace", ["RR-SCORE-001", *rules.split()], note, inputs)
     vector = Vector(data, shared={TRAINED: given})
     (plain, _), (oracle, _) = routed(vector, FixedOrder())
-    values = {
-        f"requests.0.{quantity}": (narrow, wide)
-        for (quantity, narrow), (_, wide) in zip(scores(plain, 0), scores(oracle, 0), strict=True)
-    }
+    values = score_pairs(plain, oracle)
     values["requests.0.last_logits"] = plain.logits[0][-1], oracle.logits[0][-1]
-    names, tensors = closed(values)
-    exact = {"traces": [exact_trace(trace) for trace in oracle.traces]}
-    return replace(vector, data={**data, "expected": {"exact": exact, "close": names}}, tensors=tensors)
+    return expecting(vector, exact={"traces": [exact_trace(trace) for trace in oracle.traces]}, close=values)
 
 
 def _about(id_: str, kind: str, rules: list[str], note: str, inputs: dict[str, Any]) -> dict[str, Any]:
