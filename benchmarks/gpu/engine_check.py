@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from engine_shapes import Shape
 from reroute_optimized import routed
-from reroute_optimized.target import torch_target, triton_target
+from reroute_optimized.conforming.target import torch_target, triton_target
 from reroute_reference import run
 from reroute_spec import Decision, Schedule
 from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reroute_optimized import ops
+from reroute_optimized.kernels import ops
 from torch import Tensor
 
 

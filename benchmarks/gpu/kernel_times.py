@@ -27,7 +27,7 @@ import triton
 from kernel_cases import Case, Maker, cases
 from reroute_conformance.bench.tables import ratio
 from reroute_conformance.bench.timing import Times, times_faster
-from reroute_optimized import ops
+from reroute_optimized.kernels import ops
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]

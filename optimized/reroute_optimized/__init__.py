@@ -5,6 +5,7 @@
 """
 
 from .api import Routed, apply, remove, routed
-from .prefix import Prefix
+from .kernels import ops as ops
+from .prefix.handle import Prefix
 
 __all__ = ["Prefix", "Routed", "apply", "remove", "routed"]

@@ -13,20 +13,20 @@ from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .checks import check_applicable, check_decoder
-from .decoder import Decoder
 from .fused.attention import attention_of
 from .fused.blocks import check_fusable
 from .fused.engine import Fused
 from .fused.weights import Joined, fuse
-from .generating import generating_class
-from .nuwa import FirstStage
-from .prefix import Prefix, make_prefix
-from .prompt import Placeholders, arguments
-from .records import Prefill
-from .router import Router
-from .shards import Shards, check_shards
-from .text_model import Swapped, become, routed_class, router_of
+from .hooks.decoder_class import Swapped, become, routed_class, router_of
+from .hooks.model_class import generating_class
+from .hooks.placeholders import Placeholders, arguments
+from .hooks.refusals import check_applicable, check_decoder
+from .hooks.router import Router
+from .model.decoder import Decoder
+from .nuwa.vision_tower import FirstStage
+from .parallel.shards import Shards, check_shards
+from .prefix.handle import Prefix, make_prefix
+from .turn.records import Prefill
 
 if TYPE_CHECKING:
     from reroute_view import Shown
@@ -114,7 +114,7 @@ class Routed:
         """
         from reroute_view import Shown
 
-        from .show import view_of
+        from .showing.view import view_of
 
         if not isinstance(beside, Routed | None):
             raise RerouteError(

@@ -2,7 +2,7 @@
 
 import torch
 from reroute_conformance.targets import ReferenceTarget
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
 from torch.testing import assert_close
 
 CLOSE = {"atol": 2e-3, "rtol": 2e-3}

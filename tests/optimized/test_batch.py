@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from reroute_optimized import engine, routed
-from reroute_optimized.target import torch_target
+from reroute_optimized import routed
+from reroute_optimized.conforming.target import torch_target
+from reroute_optimized.stages import engine
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from reroute_optimized import routed
-from reroute_optimized.cache import RoutedCache
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
+from reroute_optimized.turn.cache import RoutedCache
 from reroute_spec import Decision, RerouteError, Schedule
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache

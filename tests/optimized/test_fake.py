@@ -6,17 +6,17 @@ from itertools import product
 import pytest
 import torch
 from reroute_conformance.tiny_qwen import tiny_qwen
-from reroute_optimized import engine
-from reroute_optimized.cache import make_cache
-from reroute_optimized.decoder import Decoder
-from reroute_optimized.deepstack import DeepStack
-from reroute_optimized.engine import Rows, Turn
 from reroute_optimized.fused import turn
 from reroute_optimized.fused.decode import run_row
 from reroute_optimized.fused.engine import Fused
 from reroute_optimized.fused.plan import PackedPlan
 from reroute_optimized.fused.turn import FusedTurn
-from reroute_optimized.layout import build_layout
+from reroute_optimized.model.decoder import Decoder
+from reroute_optimized.model.deepstack import DeepStack
+from reroute_optimized.stages import engine
+from reroute_optimized.stages.engine import Rows, Turn
+from reroute_optimized.turn.cache import make_cache
+from reroute_optimized.turn.layout import build_layout
 from reroute_reference.families import text_decoder_of
 from reroute_spec import Decision, Schedule, ScoreRule
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reroute_conformance.tiny_qwen import IMAGE, VIDEO, qwen_inputs, tiny_qwen
 from reroute_optimized import routed
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
 from reroute_reference import forced_logits, run
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reroute_optimized.masks import causal_mask, check_implementation
+from reroute_optimized.stages.masks import causal_mask, check_implementation
 from reroute_spec import RerouteError
 
 VALID = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]).bool()

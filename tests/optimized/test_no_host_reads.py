@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from reroute_optimized import engine, routed
+from reroute_optimized import routed
+from reroute_optimized.stages import engine
 from reroute_spec import Decision, Schedule, ScoreRule
 from torch.utils._python_dispatch import TorchDispatchMode
 

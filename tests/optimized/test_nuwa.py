@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 from reroute_optimized import apply, routed
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
 from reroute_reference import run
 from reroute_reference.nuwa import first_stage
 from reroute_spec import RerouteError, Schedule

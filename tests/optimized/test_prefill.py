@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reroute_optimized import routed
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
 from reroute_spec import Decision, Schedule, ScoreRule
 from torch.testing import assert_close
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from reroute_optimized.selection import compaction, select_places
-from reroute_optimized.target import torch_target
+from reroute_optimized.conforming.target import torch_target
+from reroute_optimized.stages.selection import compaction, select_places
 from reroute_spec import RerouteError, select
 
 INF = math.inf

@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 from reroute_conformance.cases import DecoderCase, Row, decoder_config
-from reroute_optimized.canonical import build
-from reroute_optimized.target import torch_target, triton_target
-from reroute_optimized.target_place import placed
+from reroute_optimized.conforming.canonical import build
+from reroute_optimized.conforming.devices import placed
+from reroute_optimized.conforming.target import torch_target, triton_target
 from reroute_spec import Decision, DecoderShape, RerouteError, Schedule
 from reroute_spec.canonical import CanonicalConfig
 from torch.testing import assert_close

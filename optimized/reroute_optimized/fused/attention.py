@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from reroute_reference.families import part
 from torch import Tensor
 
-from ..decoder import Decoder
+from ..model.decoder import Decoder
 from .blocks import calls_modules
 from .plan import PackedStage, Starts
 

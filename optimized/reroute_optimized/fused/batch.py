@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..records import Decided
+from ..turn.records import Decided
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from reroute_reference.families import part
 from reroute_spec import RerouteError
 from torch import Tensor, nn
 
-from .. import ops
-from ..decoder import Decoder
-from ..ops_checks import check_device
+from ..kernels import ops
+from ..kernels.operand_checks import check_device
+from ..model.decoder import Decoder
 from .plan import Asking, Starts
 from .weights import product
 

@@ -9,9 +9,9 @@ import torch
 from reroute_spec import Schedule
 from torch import Tensor
 
-from .. import ops
-from ..layout import Layout
-from ..records import Decided
+from ..kernels import ops
+from ..turn.layout import Layout
+from ..turn.records import Decided
 from .batch import Watch
 from .blocks import Angles
 from .plan import Asking, PackedDecision, PackedPlan, PackedStage, Starts

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..cache import RoutedCache
-from ..decoder import Decoder, PositionEmbeddings
+from ..kernels import ops
+from ..model.decoder import Decoder, PositionEmbeddings
+from ..turn.cache import RoutedCache
+from ..turn.pages import PAGE, PagedLayer, PagedRows, PagePool
+from ..turn.upload import uploaded
 from .blocks import Angles, Block
 from .engine import Fused
-from .pages import PAGE, PagedLayer, PagedRows, PagePool
-from .upload import uploaded
 
 
 def is_paged(cache: RoutedCache) -> bool:

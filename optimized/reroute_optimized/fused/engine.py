@@ -13,14 +13,14 @@ from reroute_reference.families import part
 from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
-from ..cache import RoutedCache
-from ..decoder import Decoder
-from ..layout import Layout
-from ..opening import Opening
+from ..model.decoder import Decoder
+from ..stages.opening import Opening
+from ..turn.cache import RoutedCache
+from ..turn.layout import Layout
+from ..turn.pages import PagedLayer, PagedRows, PagePool
 from .blocks import calls_modules
 from .graphs import Graphs, Read
 from .opened import OpenedPlan
-from .pages import PagedLayer, PagedRows, PagePool
 from .plan import PackedPlan
 
 MOST_PLANS = 128

@@ -18,7 +18,7 @@ from reroute_reference.families import part
 from reroute_spec import RerouteError
 from torch import Tensor, nn
 
-from ..decoder import Decoder
+from ..model.decoder import Decoder
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import RoutedCache
-from ..decoder import PositionEmbeddings
-from ..masks import causal_mask
-from ..score import Universe, row_scores
+from ..model.decoder import PositionEmbeddings
+from ..stages.masks import causal_mask
+from ..stages.score import Universe, row_scores
+from ..turn.cache import RoutedCache
 from .blocks import Angles
 from .plan import PackedStage
 from .prefill import PackedPrefill

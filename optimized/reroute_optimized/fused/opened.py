@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
-from ..opening import Opening
+from ..kernels import ops
+from ..stages.opening import Opening
+from ..turn.pages import PagedLayer, PagedRows, PagePool
 from .blocks import Angles, Block
-from .pages import PagedLayer, PagedRows, PagePool
 from .plan import PackedPlan, Rectangle
 
 

@@ -13,8 +13,8 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from ..layout import DecisionLayout, Layout, decided_stage
-from .pages import PAGE
+from ..turn.layout import DecisionLayout, Layout, decided_stage
+from ..turn.pages import PAGE
 
 
 @dataclass(frozen=True)

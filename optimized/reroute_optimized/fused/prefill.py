@@ -15,15 +15,15 @@ import torch
 from reroute_spec import Schedule
 from torch import Tensor
 
-from .. import ops
-from ..decoder import Decoder
-from ..layout import Layout
+from ..kernels import ops
+from ..model.decoder import Decoder
+from ..turn.layout import Layout
+from ..turn.pages import PAGE, PagePool
 from .attention import attend
 from .batch import Given, Made, Watch
 from .blocks import Angles, Block, scores
 from .decide import Alive, Decisions, Scored
 from .opened import OpenedPlan, run_opened
-from .pages import PAGE, PagePool
 from .plan import PackedPlan, PackedStage
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import RoutedCache
-from ..engine import Turn
-from ..opening import Opening
-from ..probe import replayed_tables
-from ..records import reads_at_once, refuse_nan
+from ..stages.engine import Turn
+from ..stages.opening import Opening
+from ..turn.cache import RoutedCache
+from ..turn.pages import PagedRows, PagePool
+from ..turn.probe import replayed_tables
+from ..turn.records import reads_at_once, refuse_nan
+from ..turn.upload import uploaded
 from .batch import Given, Made, Watch
 from .engine import Fused, released_on_failure
 from .modules import ModulePrefill
-from .pages import PagedRows, PagePool
 from .plan import PackedPlan
 from .prefill import PackedPrefill
-from .upload import uploaded
 
 
 class FusedTurn(Turn):
-    """A first turn; arguments as for :class:`reroute_optimized.engine.Turn`. A later turn is not for this engine."""
+    """A first turn; arguments as for :class:`reroute_optimized.stages.engine.Turn`. A later turn is not for this engine."""
 
     def __init__(self, *args: Any, fused: Fused, **options: Any) -> None:
         super().__init__(*args, **options)

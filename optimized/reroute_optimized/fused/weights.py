@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from reroute_reference.families import part
 from torch import Tensor, nn
 
-from ..decoder import Decoder
+from ..model.decoder import Decoder
 
 
 def product(modules: Sequence[nn.Module], rows: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Triton kernels of routing: one file per kernel, each with its shapes, the jitted function and one launcher.
 
 A launcher takes checked tensors, chooses a grid from numbers known on the host, and launches: no reads of the device, no tuning
-at run time, no gradient. Callers go through :mod:`reroute_optimized.ops`. The package is imported only where kernels are used.
+at run time, no gradient. Callers go through :mod:`reroute_optimized.kernels.ops`. The package is imported only where kernels are used.
 
 What holds for all of them:
 

@@ -132,7 +132,7 @@ def decode_paged(
     scale: float,
     max_length: int,
 ) -> Tensor:
-    """Attention of one row a request, [R, H, D]; see :func:`reroute_optimized.ops.decode_paged`."""
+    """Attention of one row a request, [R, H, D]; see :func:`reroute_optimized.kernels.ops.decode_paged`."""
     requests, num_heads, head_dim = query.shape
     page_size, kv_heads = key_pages.shape[1:3]
     splits = max(-(-max_length // table.DECODE_SPLIT), 1)

@@ -107,7 +107,7 @@ def rope_kv_write(
     key_pages: Tensor,
     value_pages: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Turned queries and keys; see :func:`reroute_optimized.ops.rope_kv_write`."""
+    """Turned queries and keys; see :func:`reroute_optimized.kernels.ops.rope_kv_write`."""
     count, num_heads, head_dim = query.shape
     kv_heads = key.shape[1]
     query_out, key_out = query.new_empty(query.shape), key.new_empty(key.shape)

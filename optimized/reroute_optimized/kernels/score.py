@@ -177,7 +177,7 @@ def score_last_row(
     max_queries: int,
     heads: str,
 ) -> Tensor:
-    """Score of every row of the batch, [T] float32; see :func:`reroute_optimized.ops.score_last_row`."""
+    """Score of every row of the batch, [T] float32; see :func:`reroute_optimized.kernels.ops.score_last_row`."""
     total, kv_heads, head_dim = key.shape
     num_heads, requests = query.shape[1], cu_seqlens.shape[0] - 1
     tiles = -(-max_rows // table.SCORE_ROWS)

@@ -125,7 +125,7 @@ def select_compact(
     max_candidates: int,
     max_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Selected, deferred, active, inverse, has_nan; see :func:`reroute_optimized.ops.select_compact`."""
+    """Selected, deferred, active, inverse, has_nan; see :func:`reroute_optimized.kernels.ops.select_compact`."""
     segments, requests = cu_candidates.shape[0] - 1, cu_seqlens.shape[0] - 1
     selected, deferred, active, inverse = (
         scores.new_empty(count, dtype=torch.int32)

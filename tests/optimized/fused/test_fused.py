@@ -8,9 +8,9 @@ import torch
 from accelerate import dispatch_model
 from reroute_conformance.cases import DecoderCase, Row
 from reroute_optimized import routed
+from reroute_optimized.conforming.target import triton_target
 from reroute_optimized.fused.engine import MOST_PLANS
-from reroute_optimized.fused.pages import PAGE
-from reroute_optimized.target import triton_target
+from reroute_optimized.turn.pages import PAGE
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from reroute_conformance.tiny_qwen import qwen_inputs
 from reroute_optimized import routed
-from reroute_optimized.cache import is_state
+from reroute_optimized.conforming.target import triton_target
 from reroute_optimized.fused.graphs import Graphs
-from reroute_optimized.target import triton_target
+from reroute_optimized.turn.cache import is_state
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close
 

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reroute_optimized.fused.pages import PagedLayer, PagedRows, PagePool
+from reroute_optimized.turn.pages import PagedLayer, PagedRows, PagePool
 
 COUNTS = st.lists(st.sampled_from([0, 1, 5, 16, 17]), min_size=3, max_size=3)
 OPERATIONS = st.lists(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reroute_optimized import routed
 from reroute_optimized.fused.graphs import Graphs
-from reroute_optimized.fused.pages import PAGE
+from reroute_optimized.turn.pages import PAGE
 from torch.testing import assert_close
 
 from ..parallel import test_prefix as asked

@@ -7,10 +7,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from reroute_optimized import apply, remove, routed
-from reroute_optimized.decoder import Decoder
 from reroute_optimized.fused.blocks import Block
 from reroute_optimized.fused.graphs import Read
 from reroute_optimized.fused.weights import Joined, product
+from reroute_optimized.model.decoder import Decoder
 from reroute_reference.families import text_decoder_of
 from reroute_spec import Decision, Schedule
 from torch import nn

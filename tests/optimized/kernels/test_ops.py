@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from reroute_optimized import ops
+from reroute_optimized.kernels import ops
 from reroute_spec import RerouteError
 
 from .guard import DEVICE

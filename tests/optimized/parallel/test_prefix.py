@@ -6,8 +6,9 @@ import copy
 import pytest
 import torch
 from reroute_conformance.tiny import NARROW_IMAGE, NARROW_PATCHES, narrow_llava
-from reroute_optimized import engine, routed
-from reroute_optimized.target_session import Session
+from reroute_optimized import routed
+from reroute_optimized.conforming.session import Session
+from reroute_optimized.stages import engine
 from reroute_spec import Decision, Schedule, ScoreRule
 
 from .. import tiny

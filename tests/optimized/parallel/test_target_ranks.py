@@ -14,9 +14,9 @@ from reroute_conformance.checks import checks
 from reroute_conformance.ranks import RankedTarget
 from reroute_conformance.runner import run_check
 from reroute_optimized import routed
-from reroute_optimized.canonical import build
-from reroute_optimized.target import torch_target
-from reroute_optimized.target_ranks import in_processes, shared
+from reroute_optimized.conforming.canonical import build
+from reroute_optimized.conforming.ranks import in_processes, shared
+from reroute_optimized.conforming.target import torch_target
 from reroute_spec import Decision, RerouteError, Schedule
 from torch.testing import assert_close
 

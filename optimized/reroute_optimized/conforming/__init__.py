@@ -1,0 +1,1 @@
+"""What exists for the conformance suite alone: the adapter by which it drives this package."""

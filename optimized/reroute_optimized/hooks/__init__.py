@@ -1,0 +1,1 @@
+"""What stands in transformers' place: swapped classes, requests read and checked, the router."""

@@ -1,0 +1,71 @@
+"""The class that a routed text decoder has: its forward is the router's. And how a module gets another class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .refusals import is_hooked
+from .router import Router
+
+
+def routed_class(base: type[nn.Module], router: Router) -> type[nn.Module]:
+    """A subclass of a text decoder's class whose forward is the router's; it adds nothing to the instance."""
+
+    def forward(
+        self: nn.Module,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        *,
+        visual_mask: Tensor | None = None,
+        **keywords: Any,
+    ) -> Any:
+        router.check_module(self)
+        return router.forward(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            visual_mask,
+            keywords,
+        )
+
+    namespace = {
+        "forward": forward,
+        "_reroute": router,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
+    return type(f"Routed{base.__name__}", (base,), namespace)
+
+
+def router_of(decoder: nn.Module) -> Router | None:
+    """The router of a text decoder, or None where it is not routed."""
+    router = getattr(type(decoder), "_reroute", None)
+    return router if isinstance(router, Router) else None
+
+
+def become(module: nn.Module, new: type[nn.Module]) -> None:
+    """Make ``module`` an instance of ``new``, under accelerate's hook where it has one."""
+    module.__class__ = new
+    if is_hooked(module):
+        module.__dict__["_old_forward"] = new.forward.__get__(module)
+
+
+class Swapped:
+    """A module that has been given another class, until :meth:`remove`."""
+
+    def __init__(self, module: nn.Module, new: type[nn.Module]) -> None:
+        self._module, self._old = module, type(module)
+        become(module, new)
+
+    def remove(self) -> None:
+        """Give its class back."""
+        become(self._module, self._old)

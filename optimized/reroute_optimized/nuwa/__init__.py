@@ -1,0 +1,1 @@
+"""Nüwa's first stage, in the vision tower."""

@@ -1,0 +1,1 @@
+"""Tensor parallelism: heads that are divided among processes."""

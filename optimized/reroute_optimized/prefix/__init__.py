@@ -1,0 +1,1 @@
+"""Prefixes that many prompts share and that run once."""

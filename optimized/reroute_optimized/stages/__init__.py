@@ -1,0 +1,1 @@
+"""The stage-wise engine in plain PyTorch."""

@@ -1,0 +1,1 @@
+"""What a turn is before anything runs, and what its cache holds."""
