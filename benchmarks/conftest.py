@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from reroute_conformance.bench.admission import admit
-from reroute_conformance.bench.machine import Place
-from reroute_conformance.bench.subjects import BESIDE, UnmeasuredError, subject_of
-from reroute_conformance.bench.suites import SUITES
+from reroute_conformance.bench.measuring.admission import admit
+from reroute_conformance.bench.measuring.machine import Place
+from reroute_conformance.bench.measuring.subjects import BESIDE, UnmeasuredError, subject_of
+from reroute_conformance.bench.measuring.suites import SUITES
 
 TARGETS = ("reference", "optimized-torch", "optimized-triton")
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from reroute_conformance.bench.machine import Place, facts
-from reroute_conformance.bench.models import BEFORE, NARROW, TEXT, VISUAL, decoder, rows
-from reroute_conformance.bench.tables import counted
-from reroute_conformance.bench.timing import Times, measure, times_faster, until_calm
+from reroute_conformance.bench.measuring.machine import Place, facts
+from reroute_conformance.bench.measuring.models import BEFORE, NARROW, TEXT, VISUAL, decoder, rows
+from reroute_conformance.bench.measuring.timing import Times, measure, times_faster, until_calm
+from reroute_conformance.bench.presenting.tables import counted
 from reroute_optimized import routed
 from reroute_spec import Schedule, cost, plan, prefix_cost
 from reroute_spec.plan import visual_flags

@@ -5,7 +5,7 @@ Each rule in brackets is explained by ``spec/`` and marked at the line of ``refe
 """
 
 import torch
-from reroute_conformance.tiny_qwen import qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen
 from reroute_reference import run
 from reroute_reference.inputs import read_prompts
 from reroute_reference.model import as_decoder

@@ -164,7 +164,7 @@ class Reader:
             expected = block.code if index == len(lines) - 1 else 0
             with self._patch.context() as patch:
                 if "few cases" in block.marks:
-                    patch.setattr("reroute_conformance.runner.checks", on_one_case)
+                    patch.setattr("reroute_conformance.running.runner.checks", on_one_case)
                 code = _command(words, patch)
             assert code == expected, f"{block.where}: {' '.join(words)} ends with {code}"
 

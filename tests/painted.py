@@ -2,7 +2,7 @@
 
 import torch
 from PIL import Image
-from reroute_conformance.tiny_qwen import IMAGE, VIDEO, VISION_END, VISION_START
+from reroute_conformance.tiny.qwen import IMAGE, VIDEO, VISION_END, VISION_START
 from transformers import Qwen2VLImageProcessorPil
 
 SIDE = 28  # pixels of a merged patch

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from engine_check import correctness
 from engine_shapes import LARGE, SMALL, Shape
-from reroute_conformance.bench.floors import Floor, prefill_parts
-from reroute_conformance.bench.machine import Place, Rates, facts
-from reroute_conformance.bench.memory import cache_bytes
-from reroute_conformance.bench.tables import ratio
-from reroute_conformance.bench.timing import Times, measure, times_faster
-from reroute_conformance.bench.works import UNROUTED_SCHEDULE as UNROUTED
+from reroute_conformance.bench.measuring.floors import Floor, prefill_parts
+from reroute_conformance.bench.measuring.machine import Place, Rates, facts
+from reroute_conformance.bench.measuring.memory import cache_bytes
+from reroute_conformance.bench.measuring.timing import Times, measure, times_faster
+from reroute_conformance.bench.measuring.works import UNROUTED_SCHEDULE as UNROUTED
+from reroute_conformance.bench.presenting.tables import ratio
 from reroute_optimized import routed
 from reroute_spec import Decision, Schedule, cost, plan
 from reroute_spec.plan import visual_flags

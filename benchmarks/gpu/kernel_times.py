@@ -25,8 +25,8 @@ from typing import Any
 import torch
 import triton
 from kernel_cases import Case, Maker, cases
-from reroute_conformance.bench.tables import ratio
-from reroute_conformance.bench.timing import Times, times_faster
+from reroute_conformance.bench.measuring.timing import Times, times_faster
+from reroute_conformance.bench.presenting.tables import ratio
 from reroute_optimized.kernels import ops
 from torch import Tensor
 

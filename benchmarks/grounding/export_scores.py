@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from reroute_conformance.vectors.files import V1, write_tensors
-from reroute_conformance.vectors.trained import DECODER, TRAINED
+from reroute_conformance.vectors.making.trained import DECODER, TRAINED
 from reroute_reference import run
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor

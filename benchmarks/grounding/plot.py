@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-from reroute_conformance.bench.svg import LINE, STYLE, TEXT, svg_of
+from reroute_conformance.bench.presenting.svg import LINE, STYLE, TEXT, svg_of
 
 from .options import file_to_write, write
 

@@ -28,7 +28,7 @@ def vlm_reroute(monkeypatch, capsys, tmp_path):
 def few_cases(monkeypatch):
     """Every check on a few of its cases: what is asked is what becomes of them."""
     fewer = tuple(replace(check, examples=min(check.examples, 4)) for check in checks())
-    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)
+    monkeypatch.setattr("reroute_conformance.running.runner.checks", lambda: fewer)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_a_run_leaves_nothing_of_the_run_before(vlm_reroute, tmp_path):
     vlm_reroute("conform", "--target", "reference", "--profiles", "stagewise", "--report", str(tmp_path))
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["mine.json"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reroute_conformance.runner.run_suite", lambda *a, **k: 1 // 0)
+        patch.setattr("reroute_conformance.running.runner.run_suite", lambda *a, **k: 1 // 0)
         code, _, err = vlm_reroute("conform", "--target", "reference", "--report", str(tmp_path))
     assert code == 3
     assert "ZeroDivisionError" in err

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reroute_conformance import traceability
+from reroute_conformance.coverage import traceability
 from reroute_conformance.mutants import MUTANTS
 from reroute_spec.rules import rules
 

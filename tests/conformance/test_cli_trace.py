@@ -54,7 +54,7 @@ def test_a_saved_trace_draws_without_torch(vlm_reroute, image, tmp_path):
     assert vlm_reroute("trace", "--image", image, "-o", str(path))[0] == 0
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None);"
-        "from reroute_conformance.cli import main; main()"
+        "from reroute_conformance.cli.entry import main; main()"
     )
     command = [sys.executable, "-c", code, "trace", "--from", str(path), "-o", str(tmp_path / "trace.html")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -283,7 +283,7 @@ def test_a_file_is_written_once_and_never_over_what_was_given(vlm_reroute, image
 def test_help_answers_without_torch(tmp_path):
     code = (
         "import sys; sys.modules.update(torch=None, matplotlib=None, jinja2=None, PIL=None);"
-        "from reroute_conformance.cli import main; main()"
+        "from reroute_conformance.cli.entry import main; main()"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, "trace", "--help"], capture_output=True, text=True, timeout=60

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reroute_conformance.cases import Row, load_case
+from reroute_conformance.cases.case import Row, load_case
+from reroute_conformance.cases.families import DECIDING, GRIDS, QwenCase
+from reroute_conformance.cases.refusals import FAULTS, RefusalCase
 from reroute_conformance.checks import checks
-from reroute_conformance.family_cases import DECIDING, GRIDS, QwenCase
-from reroute_conformance.judge import judge
+from reroute_conformance.judging.refused_inputs import judge_refused
+from reroute_conformance.judging.routed_batch import judge
 from reroute_conformance.mutants import MUTANTS
 from reroute_conformance.protocol import FAMILIES, families_of
-from reroute_conformance.refusal_cases import FAULTS, RefusalCase
-from reroute_conformance.refused_inputs import judge_refused
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_spec import RerouteError
 from reroute_spec.rules import rules
@@ -171,7 +171,7 @@ def test_labels_that_are_refused_where_they_may_stand():
                 raise RerouteError("labels", "are given", "leave them out")
             return super().run(model, inputs, schedule, **rest)
 
-    from reroute_conformance.runner import run_check
+    from reroute_conformance.running.runner import run_check
 
     check = next(check for check in checks() if check.name == "llava-refusals")
     labelled = replace(check, cases=(RefusalCase("llava", "labels-under-reroute"),))

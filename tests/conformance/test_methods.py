@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
+from reroute_conformance.cases.low_precision import LowCase
+from reroute_conformance.cases.mrope import coordinates
 from reroute_conformance.checks import checks
-from reroute_conformance.low_cases import LowCase
-from reroute_conformance.mrope_cases import coordinates
+from reroute_conformance.judging.nuwa import best_of_regions
+from reroute_conformance.judging.presets import stated
 from reroute_conformance.mutants.mutant import Mutant, patched
-from reroute_conformance.nuwas import best_of_regions
-from reroute_conformance.presets import stated
 from reroute_conformance.protocol import DTYPES, dtypes_of
-from reroute_conformance.report import Circumstances, to_records
-from reroute_conformance.runner import INCOMPLETE, Report, run_check, run_suite
+from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.runner import INCOMPLETE, Report, run_check, run_suite
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_reference import CanonicalDecoder
 from reroute_reference.routing import score

@@ -4,9 +4,9 @@ import time
 
 import pytest
 from reroute_conformance.checks import checks
-from reroute_conformance.ranks import RankedTarget
-from reroute_conformance.runner import replay_case, run_check
-from reroute_conformance.saved import save_case
+from reroute_conformance.running.runner import replay_case, run_check
+from reroute_conformance.running.saved_failures import save_case
+from reroute_conformance.targets.ranks import RankedTarget
 from reroute_spec import RerouteError
 
 CHECKS = {check.name: check for check in checks()}

@@ -8,18 +8,9 @@ import jsonschema
 import pytest
 from junitparser import JUnitXml
 from reroute_conformance.checks import checks
-from reroute_conformance.margins import EDGES, Margins
 from reroute_conformance.mutants import mutant
-from reroute_conformance.report import (
-    FILES,
-    Circumstances,
-    suite_digest,
-    to_records,
-    verdict_line,
-    write_report,
-)
-from reroute_conformance.report_junit import junit
-from reroute_conformance.report_page import (
+from reroute_conformance.reporting.junit import junit
+from reroute_conformance.reporting.page import (
     BROKEN,
     PASS,
     UNCHECKED,
@@ -29,9 +20,18 @@ from reroute_conformance.report_page import (
     matrix,
     page,
 )
-from reroute_conformance.runner import Report, run_check, run_suite, save_failures
+from reroute_conformance.reporting.records import (
+    FILES,
+    Circumstances,
+    suite_digest,
+    to_records,
+    verdict_line,
+    write_report,
+)
+from reroute_conformance.running.runner import Report, run_check, run_suite, save_failures
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_conformance.vectors.manifest import vector_digest
+from reroute_conformance.verdicts.margins import EDGES, Margins
 from reroute_spec.rules import rules
 from reroute_spec.schemas import schema
 

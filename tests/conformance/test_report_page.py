@@ -4,8 +4,8 @@ import pytest
 from reroute_conformance.checks import checks
 from reroute_conformance.mutants import mutant
 from reroute_conformance.protocol import PROFILES
-from reroute_conformance.report import Circumstances, to_records, write_report
-from reroute_conformance.runner import Report, run_check, save_failures
+from reroute_conformance.reporting.records import Circumstances, to_records, write_report
+from reroute_conformance.running.runner import Report, run_check, save_failures
 from reroute_conformance.targets import reference
 
 from .browser import CUT, needs_browser

@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
-from reroute_conformance.answers import MalformedError
-from reroute_conformance.cases import DecoderCase, Row, decoder_config, load_case
+from reroute_conformance.cases.case import DecoderCase, Row, decoder_config, load_case
+from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks
+from reroute_conformance.judging.sessions import judge_session
 from reroute_conformance.mutants import mutant
-from reroute_conformance.runner import Report, replay_case, run_check, save_failures
-from reroute_conformance.session_cases import SessionCase
-from reroute_conformance.sessions import judge_session
+from reroute_conformance.running.runner import Report, replay_case, run_check, save_failures
 from reroute_conformance.targets import ReferenceTarget
+from reroute_conformance.targets.answers import MalformedError
 from reroute_spec import RerouteError
 
 BASE = DecoderCase(

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from reroute_conformance import process
-from reroute_conformance.answers import MalformedError, SkippedError, UnansweredError
-from reroute_conformance.cases import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
+from reroute_conformance.cases.case import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
+from reroute_conformance.cases.low_precision import LowCase
+from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks
-from reroute_conformance.low_cases import LowCase
-from reroute_conformance.messages import Reply, line_of, validator
-from reroute_conformance.report import Circumstances, to_records
-from reroute_conformance.runner import INCOMPLETE, replay_case, run_check, run_suite
-from reroute_conformance.saved import save_case
-from reroute_conformance.session_cases import SessionCase
-from reroute_conformance.stdio import CommandTarget, RefusalError
+from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.runner import INCOMPLETE, replay_case, run_check, run_suite
+from reroute_conformance.running.saved_failures import save_case
+from reroute_conformance.targets import process
+from reroute_conformance.targets.answers import MalformedError, SkippedError, UnansweredError
+from reroute_conformance.targets.command import CommandTarget, RefusalError
+from reroute_conformance.targets.messages import Reply, line_of, validator
 from reroute_spec import RerouteError
 
 ROOT = Path(__file__).parents[2]
@@ -271,7 +271,7 @@ def test_what_is_skipped_is_never_a_pass(scripted, judged):
 def test_a_skipped_case_shows_in_the_verdict(vlm_reroute, scripted, monkeypatch, tmp_path):
     scripted("say({'type': 'skipped', 'seq': case['seq'], 'reason': 'not today'})")
     command = shlex.join([sys.executable, "-S", str(tmp_path / "port0.py")])
-    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: (CHECKS["select"],))
+    monkeypatch.setattr("reroute_conformance.running.runner.checks", lambda: (CHECKS["select"],))
     code, out, _ = vlm_reroute("conform", "--cmd", command, "--report", str(tmp_path / "report"))
     assert code == 2
     assert "select: 400 cases skipped by the target: not today" in out
@@ -463,7 +463,7 @@ def test_a_run_of_another_form_is_the_targets_failure(scripted, judged, port, bo
 
 def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch):
     said = []
-    monkeypatch.setattr("reroute_conformance.stdio.line_of", lambda m: said.append(m) or line_of(m))
+    monkeypatch.setattr("reroute_conformance.targets.command.line_of", lambda m: said.append(m) or line_of(m))
     target = CommandTarget(port)
     routed = replace(TRACE, decisions=[[[0]], [[0]]])
     cases = [
@@ -491,7 +491,7 @@ def test_what_the_suite_says_is_of_the_documented_form(judged, port, monkeypatch
 def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
     """On a few cases of every check; `make port` runs all of them, which is what CONFORMS takes."""
     fewer = tuple(replace(check, examples=min(check.examples, 4)) for check in checks())
-    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: fewer)
+    monkeypatch.setattr("reroute_conformance.running.runner.checks", lambda: fewer)
     code, out, _ = vlm_reroute("conform", "--cmd", port, "--report", str(tmp_path), "--json")
     header, *results, footer = (json.loads(line) for line in out.splitlines())
     assert header["target"] == "port-c"
@@ -503,7 +503,7 @@ def test_the_port_in_c_breaks_no_rule(vlm_reroute, port, tmp_path, monkeypatch):
 def test_a_broken_port_fails_with_its_rule_and_a_case_to_replay(vlm_reroute, port, tmp_path, monkeypatch):
     ties = "return a->place < b->place ? -1 : 1;"
     broken = build(tmp_path / "a port", ties, ties.replace("<", ">"))
-    monkeypatch.setattr("reroute_conformance.runner.checks", lambda: (CHECKS["select"],))
+    monkeypatch.setattr("reroute_conformance.running.runner.checks", lambda: (CHECKS["select"],))
     arguments = ("--cmd", shlex.quote(broken), "--timeout", "30", "--report", str(tmp_path / "my report"))
     code, out, _ = vlm_reroute("conform", *arguments)
     assert code == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reroute_conformance.cases import (
+from reroute_conformance.cases.case import (
     ConfigCase,
     DecoderCase,
     LlavaCase,
@@ -16,15 +16,15 @@ from reroute_conformance.cases import (
     decoder_config,
     load_case,
 )
+from reroute_conformance.cases.mrope import MropeCase
+from reroute_conformance.cases.presets import PresetCase
 from reroute_conformance.checks import checks
-from reroute_conformance.judges import judge_select
-from reroute_conformance.mrope_cases import MropeCase
+from reroute_conformance.judging.equivalences import judge_select
+from reroute_conformance.judging.one_request import judge_ambiguity
 from reroute_conformance.mutants import MUTANTS, mutant
-from reroute_conformance.preset_cases import PresetCase
 from reroute_conformance.protocol import PROFILES
-from reroute_conformance.report import Circumstances, to_records
-from reroute_conformance.requests import judge_ambiguity
-from reroute_conformance.runner import (
+from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.runner import (
     FAILS,
     INCOMPLETE,
     Report,
@@ -34,8 +34,8 @@ from reroute_conformance.runner import (
     save_failures,
 )
 from reroute_conformance.targets import load_target, reference
-from reroute_conformance.tolerance import Measured, close, describe, same
-from reroute_conformance.verdict import Verdict
+from reroute_conformance.verdicts.tolerance import Measured, close, describe, same
+from reroute_conformance.verdicts.verdict import Verdict
 from reroute_spec import Schedule, plan
 from reroute_spec.rules import rules
 from reroute_spec.trace import record

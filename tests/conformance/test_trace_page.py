@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
+from reroute_conformance.showing.trace import ask, load_schedule, trace
 from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
-from reroute_conformance.tiny_qwen import tiny_qwen
-from reroute_conformance.tiny_qwen_processor import TinyQwenProcessor
-from reroute_conformance.tracing import ask, load_schedule, trace
+from reroute_conformance.tiny.qwen import tiny_qwen
+from reroute_conformance.tiny.qwen_processor import TinyQwenProcessor
 from reroute_spec.view import View
 from reroute_view import Shown
 

@@ -7,13 +7,13 @@ import jsonschema
 import pytest
 import torch
 from junitparser import JUnitXml
-from reroute_conformance.cases import SelectCase
+from reroute_conformance.cases.case import SelectCase
 from reroute_conformance.checks import checks
-from reroute_conformance.report import Circumstances, to_records, verdict_line
-from reroute_conformance.report_junit import junit
-from reroute_conformance.report_page import page
-from reroute_conformance.runner import INCOMPLETE, replay_case, run_suite
-from reroute_conformance.saved import save_case
+from reroute_conformance.reporting.junit import junit
+from reroute_conformance.reporting.page import page
+from reroute_conformance.reporting.records import Circumstances, to_records, verdict_line
+from reroute_conformance.running.runner import INCOMPLETE, replay_case, run_suite
+from reroute_conformance.running.saved_failures import save_case
 from reroute_conformance.targets import ReferenceTarget
 from reroute_spec.schemas import schema
 
@@ -120,7 +120,7 @@ def test_what_gives_no_verdict_says_what_was_not_asked(vlm_reroute, monkeypatch,
 
 @needs_no_gpu
 def test_the_fused_path_in_the_interpreter_is_incomplete_in_bfloat16(vlm_reroute, monkeypatch, tmp_path):
-    monkeypatch.setattr("reroute_conformance.runner.run_check", lambda check, *rest: _no_case(check))
+    monkeypatch.setattr("reroute_conformance.running.runner.run_check", lambda check, *rest: _no_case(check))
     arguments = ("--target", "optimized-triton", "--profiles", "low-precision", "--report", str(tmp_path))
     code, out, _ = vlm_reroute("conform", *arguments)
     assert code == 2
@@ -128,7 +128,7 @@ def test_the_fused_path_in_the_interpreter_is_incomplete_in_bfloat16(vlm_reroute
 
 
 def _no_case(check):
-    from reroute_conformance.runner import CheckResult
+    from reroute_conformance.running.runner import CheckResult
 
     assert check.dtype != "bfloat16"
     return CheckResult(check)

@@ -13,15 +13,16 @@ import pytest
 import torch
 from reroute_conformance.checks import checks
 from reroute_conformance.mutants import MUTANTS, mutant
-from reroute_conformance.runner import Report, replay_case, run_check, save_failures
+from reroute_conformance.running.runner import Report, replay_case, run_check, save_failures
 from reroute_conformance.targets import ReferenceTarget, reference
-from reroute_conformance.vectors import read_vector, regenerate, vector_digest
+from reroute_conformance.vectors import read_vector, vector_digest
 from reroute_conformance.vectors.case import VectorCase
 from reroute_conformance.vectors.files import V1, write_tensors, write_vector
-from reroute_conformance.vectors.fixed_order import FixedOrder
 from reroute_conformance.vectors.judge import judge_vector
+from reroute_conformance.vectors.making import regenerate
+from reroute_conformance.vectors.making.fixed_order import FixedOrder
+from reroute_conformance.vectors.making.trained import TRAINED, trained_vectors
 from reroute_conformance.vectors.manifest import damages, entries, profiles_of, write_manifest
-from reroute_conformance.vectors.trained import TRAINED, trained_vectors
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.rules import rules
 
@@ -308,7 +309,7 @@ def failing(name, check, tmp_path):
 def test_a_failure_replays_in_a_new_process(name, check, tmp_path):
     failure = failing(name, check, tmp_path)
     assert failure.replay == f"vlm-reroute replay {failure.path} --target mutant:{name}"
-    program = "from reroute_conformance.cli import main; main()"
+    program = "from reroute_conformance.cli.entry import main; main()"
     for target, code in ((f"mutant:{name}", 1), ("reference", 0)):
         command = [sys.executable, "-c", program, "replay", str(failure.path), "--target", target]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reroute_conformance.vectors.files import V1
-from reroute_conformance.vectors.trained import DECODER, TRAINED, VISUAL, trained_vectors
+from reroute_conformance.vectors.making.trained import DECODER, TRAINED, VISUAL, trained_vectors
 from reroute_spec import DecoderShape
 from safetensors.torch import load_file
 

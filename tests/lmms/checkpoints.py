@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from reroute_conformance import tiny_qwen
+from reroute_conformance.tiny import qwen as tiny_qwen
 from reroute_conformance.tiny import tiny_llava, tiny_processor
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_conformance.tiny.qwen import tiny_qwen
 from reroute_optimized.fused import turn
 from reroute_optimized.fused.decode import run_row
 from reroute_optimized.fused.engine import Fused

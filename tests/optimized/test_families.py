@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import IMAGE, VIDEO, qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import IMAGE, VIDEO, qwen_inputs, tiny_qwen
 from reroute_optimized import routed
 from reroute_optimized.conforming.target import torch_target
 from reroute_reference import forced_logits, run

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen
 from reroute_optimized import routed
 from reroute_spec import Decision, RerouteError, Schedule
 from transformers import DynamicCache, StaticCache

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reroute_conformance.bench.memory import peak_bytes
+from reroute_conformance.bench.measuring.memory import peak_bytes
 from reroute_optimized import routed
 from reroute_spec import Decision, Schedule
 from transformers import LlamaConfig, LlamaForCausalLM

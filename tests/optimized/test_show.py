@@ -3,9 +3,9 @@
 import pytest
 import torch
 from PIL import Image
+from reroute_conformance.showing.trace import load_schedule, trace
 from reroute_conformance.tiny import NARROW_IMAGE, narrow_llava, picture, tiny_llava, tiny_processor
-from reroute_conformance.tiny_qwen import tiny_qwen
-from reroute_conformance.tracing import load_schedule, trace
+from reroute_conformance.tiny.qwen import tiny_qwen
 from reroute_optimized import apply, remove, routed
 from reroute_reference.nuwa import first_stage
 from reroute_spec import Decision, RerouteError, Schedule

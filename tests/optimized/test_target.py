@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from reroute_conformance.cases import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
 from reroute_optimized.conforming.canonical import build
 from reroute_optimized.conforming.devices import placed
 from reroute_optimized.conforming.target import torch_target, triton_target

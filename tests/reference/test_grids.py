@@ -7,7 +7,7 @@ the model's and the processor's own.
 import pytest
 import torch
 from PIL import Image
-from reroute_conformance.tiny_qwen import FAMILIES, tiny_qwen
+from reroute_conformance.tiny.qwen import FAMILIES, tiny_qwen
 from reroute_reference.families import family_of
 from reroute_reference.huggingface import HuggingFaceDecoder
 from reroute_reference.merge import merged

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from PIL import Image
-from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_conformance.tiny.qwen import tiny_qwen
 from reroute_reference import forced_logits, run
 from reroute_reference.families import PLAIN_ATTENTION, block_kinds, text_decoder_of
 from reroute_spec import RerouteError, Schedule

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_conformance.tiny.qwen import tiny_qwen
 from reroute_reference import forced_logits, run
 from reroute_spec import RerouteError, Schedule, plan
 

@@ -7,7 +7,7 @@ import torch
 from reroute_conformance.tiny import NARROW_IMAGE as IMAGE
 from reroute_conformance.tiny import NARROW_PATCHES as PATCHES
 from reroute_conformance.tiny import narrow_llava, picture_inputs, tiny_llava
-from reroute_conformance.tiny_qwen import tiny_qwen
+from reroute_conformance.tiny.qwen import tiny_qwen
 from reroute_reference import nuwa, run
 from reroute_spec import RerouteError, Schedule, plan
 

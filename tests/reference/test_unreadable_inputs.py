@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reroute_conformance.cases import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
 from reroute_reference import CanonicalDecoder, generate, run
 from reroute_spec import RerouteError
 

@@ -3,10 +3,10 @@
 from functools import cache
 
 import torch
-from reroute_conformance.cases import LlavaCase, Row
+from reroute_conformance.cases.case import LlavaCase, Row
 from reroute_conformance.tiny import tiny_llava
-from reroute_conformance.tiny_qwen import FAMILIES as QWEN
-from reroute_conformance.tiny_qwen import qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import FAMILIES as QWEN
+from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen
 from reroute_spec import Schedule, plan
 
 from . import oracle

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reroute_conformance.worked import example as example_case
+from reroute_conformance.cases.fixed import example as example_case
 from reroute_reference import CanonicalDecoder, run
 from reroute_spec import Schedule
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 from referencing import Registry, Resource
-from reroute_conformance.report import Circumstances, to_records
-from reroute_conformance.runner import run_suite
+from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.runner import run_suite
 from reroute_conformance.targets import load_target, reference
 from reroute_spec import SPEC_VERSION, RerouteError, RoutingTrace, Schedule
 from reroute_spec.rules import rules
@@ -58,7 +58,7 @@ def test_a_report_is_of_its_form(target):
 
 
 def test_a_traced_request_is_of_its_form():
-    from reroute_conformance.worked import example
+    from reroute_conformance.cases.fixed import example
 
     case = example()
     answer = reference().run(case.model(), case.inputs(), case.routing())[0]

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reroute_conformance.configs import broken_rules
-from reroute_conformance.strategies import config_cases
+from reroute_conformance.cases.strategies import config_cases
+from reroute_conformance.judging.schedules import broken_rules
 from reroute_spec import (
     DECODER_SHAPES,
     RerouteError,

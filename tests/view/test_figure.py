@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from matplotlib.collections import LineCollection
+from reroute_conformance.showing.trace import ask, load_schedule, trace
 from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
-from reroute_conformance.tracing import ask, load_schedule, trace
 from reroute_spec import RerouteError
 from reroute_spec.view import View
 from reroute_view import Shown

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from reroute_conformance.tiny import picture, tiny_llava, tiny_processor
-from reroute_conformance.tiny_qwen import FAMILIES, tiny_qwen
+from reroute_conformance.tiny.qwen import FAMILIES, tiny_qwen
 from reroute_reference.families import family_of
 from reroute_spec import RerouteError
 from reroute_view.inputs import images_of, with_pictures

@@ -8,10 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ..cases import Case
+from ..cases.case import Case
+from ..cases.sessions import SessionMachine
 from ..protocol import DTYPES, Target
-from ..session_cases import SessionMachine
-from ..verdict import Verdict
+from ..verdicts.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .. import strategies
-from ..configs import judge_config
-from ..judge import judge
-from ..judges import (
+from ..cases import strategies
+from ..cases.fixed import budgets, counterexample, example, large_selections, pictures, precise
+from ..judging.equivalences import (
     judge_counterexample,
     judge_generation,
     judge_kept,
@@ -16,7 +15,8 @@ from ..judges import (
     judge_requests,
     judge_select,
 )
-from ..worked import budgets, counterexample, example, large_selections, pictures, precise
+from ..judging.routed_batch import judge
+from ..judging.schedules import judge_config
 from .check import Check, ids
 
 _CONFIG = ids(

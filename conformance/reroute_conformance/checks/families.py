@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
-from ..judges import judge_before_images, judge_generation, judge_requests, judge_select
+from ..cases.family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
+from ..cases.real_scores import attention_cases
+from ..cases.refusals import FAULTS, refusals
+from ..judging.equivalences import judge_before_images, judge_generation, judge_requests, judge_select
+from ..judging.refused_inputs import judge_refused
+from ..judging.sessions import judge_session
 from ..protocol import FAMILIES
-from ..real_scores import attention_cases
-from ..refusal_cases import FAULTS, refusals
-from ..refused_inputs import judge_refused
-from ..sessions import judge_session
 from .check import Check, ids
 
 _FAMILY = ids("RR-POOL-002 RR-BUD-003 RR-KV-006 RR-SCORE-001 RR-NUM-001 RR-EQV-004 RR-EQV-005")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..judge import judge
-from ..judges import judge_select
-from ..low_cases import exact_cases, low_cases, low_select_cases
-from ..method_cases import method_cases
-from ..mrope_cases import mrope_cases, renumber_cases
-from ..mropes import judge_renumber
-from ..nuwa_cases import nuwa_cases
-from ..nuwas import judge_first_stage
-from ..preset_cases import preset_cases, read_back_cases
-from ..presets import judge_preset, judge_read_back
+from ..cases.low_precision import exact_cases, low_cases, low_select_cases
+from ..cases.methods import method_cases
+from ..cases.mrope import mrope_cases, renumber_cases
+from ..cases.nuwa import nuwa_cases
+from ..cases.presets import preset_cases, read_back_cases
+from ..judging.equivalences import judge_select
+from ..judging.mrope import judge_renumber
+from ..judging.nuwa import judge_first_stage
+from ..judging.presets import judge_preset, judge_read_back
+from ..judging.routed_batch import judge
 from ..protocol import DTYPES
 from .check import Check, ids
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..prefix_cases import prefix_cases, shards_cases
-from ..session_cases import SessionMachine
-from ..sessions import judge_session
-from ..shared import judge_prefix, judge_shards
+from ..cases.prefix import prefix_cases, shards_cases
+from ..cases.sessions import SessionMachine
+from ..judging.prefix import judge_prefix, judge_shards
+from ..judging.sessions import judge_session
 from .check import Check, ids
 
 

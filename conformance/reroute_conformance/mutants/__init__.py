@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from reroute_spec.errors import unknown
 
-from ..targets import ReferenceTarget
+from ..targets.reference_target import ReferenceTarget
 from .core import CORE_MUTANTS
 from .families import FAMILY_MUTANTS
 from .methods import METHODS_MUTANTS

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from . import faults as f
-from . import targets as t
+from . import faulty_functions as f
+from . import faulty_targets as t
 from .mutant import Mutant, answering, asking
 
 

@@ -13,10 +13,10 @@ from reroute_reference.score import attention_scores
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch import Tensor
 
-from ..misreadings import MISREADINGS
 from ..protocol import Model
-from ..targets import ReferenceTarget
-from . import faults as f
+from ..targets.reference_target import ReferenceTarget
+from ..verdicts.misreadings import MISREADINGS
+from . import faulty_functions as f
 from .mutant import Mutant, answering
 
 _routed_block, _route, _score = routing.routed_block, routing.route, routing.score

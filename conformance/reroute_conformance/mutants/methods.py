@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from . import faults as f
-from . import method_faults as m
+from . import faulty_functions as f
+from . import faulty_methods as m
 from .mutant import Mutant, answering, asking
 
 
@@ -110,6 +110,6 @@ METHODS_MUTANTS = (
         "scores-narrowed-before-they-select",
         "RR-SEL-001",
         "select-bfloat16",
-        {"reroute_conformance.targets.select": m.select_narrowed},
+        {"reroute_conformance.targets.reference_target.select": m.select_narrowed},
     ),
 )

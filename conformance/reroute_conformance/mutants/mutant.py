@@ -9,8 +9,8 @@ from functools import wraps
 from typing import Any
 from unittest import mock
 
-from ..targets import ReferenceTarget
-from . import targets as t
+from ..targets.reference_target import ReferenceTarget
+from . import faulty_targets as t
 
 _FAULTY = ("select", "run", "generate", "session", "run_prefix", "run_shards", "first_stage", "schedule")
 

@@ -14,9 +14,9 @@ from reroute_spec import Schedule
 from torch import Tensor
 
 from ..protocol import Model
-from ..reference_session import ReferenceSession, loaded
-from ..targets import ReferenceTarget
-from .faults import routed_in_a_fresh_cache
+from ..targets.reference_session import ReferenceSession, loaded
+from ..targets.reference_target import ReferenceTarget
+from .faulty_functions import routed_in_a_fresh_cache
 from .mutant import Mutant, answering
 
 _route, _score, _crop = routing.route, routing.score, RowCache.crop

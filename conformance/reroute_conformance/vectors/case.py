@@ -14,8 +14,8 @@ from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.trace import record as make_record
 from torch import Tensor
 
-from ..cases import KINDS, DecoderCase, RoutedCase, Row
-from ..mrope_cases import MropeCase
+from ..cases.case import KINDS, DecoderCase, RoutedCase, Row
+from ..cases.mrope import MropeCase
 from ..protocol import Model
 from .files import V1, Vector, read_vector
 

@@ -15,7 +15,13 @@ from reroute_reference.model import RoutedOutput
 from reroute_spec import DecisionRecord
 from torch import Tensor
 
-from ..answers import (
+from ..cases.case import ConfigCase, SelectCase
+from ..judging.equivalences import judge_select
+from ..judging.one_request import RequestJudge
+from ..judging.routed_batch import check_trace, judge_batch
+from ..judging.schedules import judge_config
+from ..protocol import Target
+from ..targets.answers import (
     MalformedError,
     SkippedError,
     UnansweredError,
@@ -23,14 +29,8 @@ from ..answers import (
     read_answers,
     read_selection,
 )
-from ..cases import ConfigCase, SelectCase
-from ..configs import judge_config
-from ..judge import check_trace, judge_batch
-from ..judges import judge_select
-from ..protocol import Target
-from ..requests import RequestJudge
-from ..tolerance import close, describe
-from ..verdict import Verdict
+from ..verdicts.tolerance import close, describe
+from ..verdicts.verdict import Verdict
 from .case import Held, VectorCase, plans_of
 
 

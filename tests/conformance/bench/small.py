@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from reroute_conformance.bench.admission import PASSES, Admitted
-from reroute_conformance.bench.machine import Place, Rates
-from reroute_conformance.bench.run import run_cases
-from reroute_conformance.bench.suites import Case
-from reroute_conformance.bench.works import (
+from reroute_conformance.bench.measuring.admission import PASSES, Admitted
+from reroute_conformance.bench.measuring.machine import Place, Rates
+from reroute_conformance.bench.measuring.run import run_cases
+from reroute_conformance.bench.measuring.suites import Case
+from reroute_conformance.bench.measuring.works import (
     Layout,
     decode_work,
     prefill_work,

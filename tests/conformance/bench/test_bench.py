@@ -7,12 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from reroute_conformance.bench import admission
-from reroute_conformance.bench.machine import Rates
-from reroute_conformance.bench.page import overhead, page
-from reroute_conformance.bench.saved import read
-from reroute_conformance.bench.tables import columns, counted, duration, machine_line, ratio, rows, suites
-from reroute_conformance.smoke import smoked
+from reroute_conformance.bench.measuring import admission
+from reroute_conformance.bench.measuring.machine import Rates
+from reroute_conformance.bench.measuring.saved_runs import read
+from reroute_conformance.bench.presenting.page import overhead, page
+from reroute_conformance.bench.presenting.tables import (
+    columns,
+    counted,
+    duration,
+    machine_line,
+    ratio,
+    rows,
+    suites,
+)
+from reroute_conformance.running.smoke import smoked
 from reroute_spec import RerouteError
 
 from . import small

@@ -1,8 +1,8 @@
 """The page in a real browser: it fits a phone, needs no other file, and logs nothing."""
 
 import pytest
-from reroute_conformance.bench.compare import Change, Comparison, Unpaired
-from reroute_conformance.bench.page import page
+from reroute_conformance.bench.presenting.compare import Change, Comparison, Unpaired
+from reroute_conformance.bench.presenting.page import page
 
 from ..browser import CUT, needs_browser
 

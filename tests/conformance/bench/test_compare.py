@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from reroute_conformance.bench.compare import Unpaired, changes, compare, same_machine, unpaired
-from reroute_conformance.bench.tables import moved, untold
+from reroute_conformance.bench.presenting.compare import Unpaired, changes, compare, same_machine, unpaired
+from reroute_conformance.bench.presenting.tables import moved, untold
 
 
 def of(record, suite):

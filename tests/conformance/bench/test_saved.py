@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from reroute_conformance.bench.readme import NO_GPU, check_marks, escaped, markdown, write_between
+from reroute_conformance.bench.presenting.readme import NO_GPU, check_marks, escaped, markdown, write_between
 from reroute_spec import RerouteError
 from reroute_spec.schemas import schema
 
@@ -150,7 +150,7 @@ def test_names_break_no_table(record):
 def test_a_place_for_the_table_is_looked_for_before_anything_is_measured(
     vlm_reroute, monkeypatch, tmp_path, content, words
 ):
-    monkeypatch.setattr("reroute_conformance.cli_bench._measured", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr("reroute_conformance.cli.bench._measured", lambda *_: pytest.fail("it measures"))
     path = tmp_path / "README.md"
     if content is not None:
         path.write_bytes(content)

@@ -4,16 +4,16 @@ from itertools import product
 
 import pytest
 import torch
-from reroute_conformance.bench import memory
-from reroute_conformance.bench.models import decoder, own
-from reroute_conformance.bench.subjects import (
+from reroute_conformance.bench.measuring import memory
+from reroute_conformance.bench.measuring.models import decoder, own
+from reroute_conformance.bench.measuring.subjects import (
     UnmeasuredError,
     attention_map,
     plain,
     subject_of,
     unrouted,
 )
-from reroute_conformance.bench.suites import SUITES
+from reroute_conformance.bench.measuring.suites import SUITES
 from reroute_conformance.protocol import WORKS
 from reroute_conformance.targets import ReferenceTarget, load_target
 from torch.testing import assert_close

@@ -1,9 +1,15 @@
 """How times are taken and told: in turns, by medians, beside the least possible. Nothing here asserts a speed."""
 
 import pytest
-from reroute_conformance.bench.floors import Floor, decode_parts, prefill_parts, reorder_parts, score_parts
-from reroute_conformance.bench.machine import Rates
-from reroute_conformance.bench.timing import MOST_TRIES, Times, measure, times_faster, until_calm
+from reroute_conformance.bench.measuring.floors import (
+    Floor,
+    decode_parts,
+    prefill_parts,
+    reorder_parts,
+    score_parts,
+)
+from reroute_conformance.bench.measuring.machine import Rates
+from reroute_conformance.bench.measuring.timing import MOST_TRIES, Times, measure, times_faster, until_calm
 from reroute_spec import cost, decode_cost
 
 from . import small

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from accelerate import dispatch_model
-from reroute_conformance.cases import DecoderCase, Row
+from reroute_conformance.cases.case import DecoderCase, Row
 from reroute_optimized import routed
 from reroute_optimized.conforming.target import triton_target
 from reroute_optimized.fused.engine import MOST_PLANS

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import qwen_inputs
+from reroute_conformance.tiny.qwen import qwen_inputs
 from reroute_optimized import routed
 from reroute_optimized.conforming.target import triton_target
 from reroute_optimized.fused.graphs import Graphs

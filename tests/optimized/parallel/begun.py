@@ -3,7 +3,7 @@
 from functools import cache
 
 import torch
-from reroute_conformance.tiny_qwen import qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen
 
 from .. import tiny
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reroute_conformance.cases import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
 from reroute_conformance.checks import checks
-from reroute_conformance.ranks import RankedTarget
-from reroute_conformance.runner import run_check
+from reroute_conformance.running.runner import run_check
+from reroute_conformance.targets.ranks import RankedTarget
 from reroute_optimized import routed
 from reroute_optimized.conforming.canonical import build
 from reroute_optimized.conforming.ranks import in_processes, shared

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reroute_conformance.tiny_qwen import qwen_inputs, tiny_qwen
+from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen
 from reroute_optimized import routed
 from reroute_spec import Decision, Schedule
 from torch.testing import assert_close

@@ -1,0 +1,1 @@
+"""What a case is, and how cases are drawn: one file per kind."""

@@ -1,0 +1,342 @@
+"""Requests that must be refused: a right one with one thing wrong, by name, and the field that the refusal names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    StaticCache,
+)
+
+from ..tiny.zoo import judge_model
+from .case import KINDS, Case, LlavaCase, ModelCase, Row
+from .families import QwenCase
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+_ONE_DECISION: dict[str, Any] = {"action": "reroute", "decisions": [{"layer": 3, "keep": "0.5"}]}
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        rule: that refuses it.
+        fields: pattern of the fields that the refusal may name (RR-ERR-001).
+        given: what the rule's check has to know.
+        put: makes the inputs wrong; the model is for its sizes.
+        call: what of the target is asked, ``run``, ``generate`` or ``plan``.
+        schedule: that is asked for.
+        model: another model than the family's, or none.
+        training: whether the model is in training mode.
+        families: those that it is about; all unless given.
+        answered: whether it is no fault after all: the request is answered as it is without.
+    """
+
+    rule: str
+    fields: str
+    given: Mapping[str, Any]
+    put: Callable[[nn.Module, Inputs], Inputs] = lambda model, inputs: inputs
+    call: str = "run"
+    schedule: Mapping[str, Any] = field(default_factory=lambda: _ONE_DECISION)
+    model: Callable[[], nn.Module] | None = None
+    training: bool = False
+    families: tuple[str, ...] = ()
+    answered: bool = False
+
+    def accepts(self, family: str) -> bool:
+        """Whether it can be asked of a family."""
+        return not self.families or family in self.families
+
+
+@dataclass(frozen=True)
+class RefusalCase(Case):
+    """A right request to a model family, and what is wrong with it, of :data:`FAULTS`."""
+
+    kind: ClassVar[str] = "refusal"
+    family: str = "llava"
+    fault: str = ""
+
+    def right(self) -> ModelCase:
+        """The request without its fault."""
+        case: ModelCase = LlavaCase() if self.family == "llava" else QwenCase(family=self.family)
+        return replace(case, schedule=dict(_ONE_DECISION), rows=[Row("tIttt", 3)])
+
+
+LAYOUT = [False, True, True, True, False], [2]
+"""Flags of a request's rows, and a feature count too low, of whoever asks ``plan``."""
+
+KINDS[RefusalCase.kind] = RefusalCase
+
+
+def _with(**changed: Callable[[Inputs], Any]) -> Callable[[nn.Module, Inputs], Inputs]:
+    def put(model: nn.Module, inputs: Inputs) -> Inputs:
+        return {**inputs, **{name: value(inputs) for name, value in changed.items()}}
+
+    return put
+
+
+def _cached(make: Callable[[Any], Any]) -> Callable[[nn.Module, Inputs], Inputs]:
+    def put(model: Any, inputs: Inputs) -> Inputs:
+        return {**inputs, "past_key_values": make(model.config.get_text_config())}
+
+    return put
+
+
+def _filled(config: Any) -> DynamicCache:
+    """As a run of an unrouted model would leave it."""
+    cache, heads = DynamicCache(), config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rows = torch.randn(1, heads, 5, width, generator=torch.Generator().manual_seed(0))
+    for layer in range(config.num_hidden_layers):
+        cache.update(rows.clone(), rows.clone(), layer)
+    return cache
+
+
+def _without(*names: str) -> Callable[[nn.Module, Inputs], Inputs]:
+    return lambda model, inputs: {name: value for name, value in inputs.items() if name not in names}
+
+
+def _one_placeholder_less(model: Any, inputs: Inputs) -> Inputs:
+    ids: Tensor = inputs["input_ids"].clone()
+    places = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
+    ids[0, places[-1]] = 7
+    changed = {"input_ids": ids}
+    if "mm_token_type_ids" in inputs:
+        kinds = inputs["mm_token_type_ids"].clone()
+        kinds[0, places[-1]] = 0
+        changed["mm_token_type_ids"] = kinds
+    return {**inputs, **changed}
+
+
+def _decided(layer: int, **rest: Any) -> dict[str, Any]:
+    return {"action": "reroute", "decisions": [{"layer": layer, "keep": "0.5"}], **rest}
+
+
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().eval()
+
+
+@cache
+def another_class() -> nn.Module:
+    """A model whose class nobody has described."""
+    return _seeded(lambda: MistralForCausalLM(MistralConfig(**_SMALL)))
+
+
+def _llava_over(text: Any) -> nn.Module:
+    config: Any = judge_model("llava", 0, "sdpa", torch.float32).config
+    return _seeded(
+        lambda: LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=config.vision_config,
+                text_config=text,
+                image_token_index=config.image_token_id,
+            )
+        )
+    )
+
+
+@cache
+def another_text_decoder() -> nn.Module:
+    """A described class over a text decoder that nobody has described."""
+    return _llava_over(MistralConfig(**_SMALL))
+
+
+@cache
+def sliding_llava() -> nn.Module:
+    """A described class over a described text decoder, the half of whose blocks attend a window."""
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    return _llava_over(Qwen2Config(**_SMALL, **window))
+
+
+@cache
+def sliding_qwen() -> nn.Module:
+    """The same of Qwen2.5-VL."""
+    own: Any = judge_model("qwen2_5_vl", 0, "sdpa", torch.float32).config
+    config = own.to_dict()
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    config["text_config"].pop("layer_types", None)
+    return _seeded(lambda: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config)))
+
+
+_MASK = r"^attention_mask(\[0\])?$"
+_FEATURES = r"^(pixel_values|input_ids)$"
+_CACHE = r"^(past_key_values|cache_implementation)$"
+_UNREADABLE = {"readable": False}
+
+
+def _ones(*shape: Callable[[Inputs], int]) -> Callable[[Inputs], Tensor]:
+    return lambda inputs: torch.ones(*(size(inputs) for size in shape), dtype=torch.long)
+
+
+def _rows(inputs: Inputs) -> int:
+    return int(inputs["input_ids"].shape[1])
+
+
+FAULTS: dict[str, Fault] = {
+    "mask-of-another-length": Fault(
+        "RR-ERR-005",
+        _MASK,
+        _UNREADABLE,
+        _with(attention_mask=_ones(lambda _: 1, lambda inputs: _rows(inputs) + 1)),
+    ),
+    "mask-of-four-axes": Fault(
+        "RR-ERR-005",
+        _MASK,
+        _UNREADABLE,
+        _with(attention_mask=_ones(lambda _: 1, lambda _: 1, _rows, _rows)),
+    ),
+    "mask-of-segments": Fault(
+        "RR-ERR-005",
+        _MASK,
+        _UNREADABLE,
+        _with(attention_mask=lambda inputs: 1 + (torch.arange(_rows(inputs)) > 2).long()[None]),
+    ),
+    "no-real-row": Fault(
+        "RR-ERR-005", _MASK, _UNREADABLE, _with(attention_mask=lambda inputs: 0 * inputs["attention_mask"])
+    ),
+    "one-placeholder-less": Fault("RR-ERR-005", _FEATURES, _UNREADABLE, _one_placeholder_less),
+    "placeholders-without-pixels": Fault(
+        "RR-ERR-005", _FEATURES, _UNREADABLE, _without("pixel_values", "image_grid_thw")
+    ),
+    "ids-of-floats": Fault(
+        "RR-ERR-005", r"^input_ids$", _UNREADABLE, _with(input_ids=lambda inputs: inputs["input_ids"].float())
+    ),
+    "pixels-in-a-list": Fault(
+        "RR-ERR-005",
+        r"^pixel_values$",
+        _UNREADABLE,
+        _with(pixel_values=lambda inputs: inputs["pixel_values"].tolist()),
+    ),
+    "images-that-do-not-add-up": Fault(
+        "RR-ERR-005",
+        r"^images(\[0\])?$",
+        _UNREADABLE,
+        call="plan",
+        schedule={**_ONE_DECISION, "scope": "image"},
+    ),
+    "training-mode": Fault("RR-ERR-005", r"^model\.training$", _UNREADABLE, training=True),
+    "labels-under-delete": Fault(
+        "RR-ERR-004",
+        r"^labels$",
+        {"action": "delete", "labels_given": True},
+        _with(labels=lambda inputs: inputs["input_ids"].clone()),
+        schedule={**_ONE_DECISION, "action": "delete"},
+    ),
+    "labels-under-reroute": Fault(
+        "RR-ERR-004",
+        r"^labels$",
+        {"action": "reroute", "labels_given": True},
+        _with(labels=lambda inputs: inputs["input_ids"].clone()),
+        answered=True,
+    ),
+    "another-class": Fault("RR-ERR-002", r"^model$", {"family": "MistralForCausalLM"}, model=another_class),
+    "another-text-decoder": Fault(
+        "RR-ERR-002",
+        r"^model$",
+        {"family": "LLaVA over Mistral"},
+        model=another_text_decoder,
+        families=("llava",),
+    ),
+    "sliding-window": Fault(
+        "RR-ERR-002",
+        r"^model$",
+        {"family": "LLaVA over Qwen2 that attends a window"},
+        model=sliding_llava,
+        families=("llava",),
+    ),
+    "sliding-window-of-qwen": Fault(
+        "RR-ERR-002",
+        r"^model$",
+        {"family": "Qwen2.5-VL that attends a window"},
+        model=sliding_qwen,
+        families=("qwen2_5_vl",),
+    ),
+    "static-cache": Fault(
+        "RR-KV-011",
+        _CACHE,
+        {"mode": "static"},
+        _cached(lambda config: StaticCache(config=config, max_cache_len=64)),
+    ),
+    "offloaded-cache": Fault(
+        "RR-KV-011",
+        _CACHE,
+        {"mode": "offloaded"},
+        _cached(lambda config: DynamicCache(config=config, offloading=True)),
+    ),
+    "cache-of-another-run": Fault("RR-KV-011", _CACHE, {"mode": "filled by another run"}, _cached(_filled)),
+    "quantized-cache": Fault(
+        "RR-KV-011",
+        _CACHE,
+        {"mode": "quantized"},
+        _with(cache_implementation=lambda _: "quantized"),
+        "generate",
+    ),
+    "static-cache-by-name": Fault(
+        "RR-KV-011", _CACHE, {"mode": "static"}, _with(cache_implementation=lambda _: "static"), "generate"
+    ),
+    "prefill-in-chunks": Fault(
+        "RR-KV-011",
+        r"^prefill_chunk_size$",
+        {"mode": "chunked prefill"},
+        _with(prefill_chunk_size=lambda _: 4),
+        "generate",
+    ),
+    "assistant": Fault(
+        "RR-KV-011",
+        r"^assistant_model$",
+        {"mode": "assisted"},
+        lambda model, inputs: {**inputs, "assistant_model": model},
+        "generate",
+    ),
+    "prompt-lookup": Fault(
+        "RR-KV-011",
+        r"^prompt_lookup_num_tokens$",
+        {"mode": "assisted"},
+        _with(prompt_lookup_num_tokens=lambda _: 3),
+        "generate",
+    ),
+    "decision-of-linear-attention": Fault(
+        "RR-SCORE-006",
+        r"^decisions\[0\]\.layer$",
+        {"layers": [4], "source": "own"},
+        schedule=_decided(4),
+        families=("qwen3_5",),
+    ),
+    "previous-of-linear-attention": Fault(
+        "RR-SCORE-006",
+        r"^(score\.source|decisions\[0\]\.layer)$",
+        {"layers": [3], "source": "previous"},
+        schedule=_decided(3, score={"source": "previous"}),
+        families=("qwen3_5",),
+    ),
+}
+"""By name."""
+
+
+def refusals(family: str) -> tuple[RefusalCase, ...]:
+    """All that a family can be asked wrongly."""
+    return tuple(RefusalCase(family, name) for name, fault in FAULTS.items() if fault.accepts(family))

@@ -1,0 +1,85 @@
+"""The command line. Heavy imports wait until a command needs them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import typer
+
+from . import bench, conform, cost, rules, suite, trace, vectors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_HARNESS_ERROR = 3
+_EXTRA = ("hypothesis", "jinja2", "jsonschema", "junitparser", "referencing")
+"""What pyproject.toml's extra ``conformance`` brings."""
+
+app = typer.Typer(
+    name="vlm-reroute",
+    help="Recoverable visual token routing: check an implementation, see what a schedule costs.",
+    epilog="Exit codes of conform and replay: 0 conforms, 1 fails, 2 incomplete, 3 wrong usage or a broken harness.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.add_typer(conform.app)
+app.add_typer(suite.app)
+app.add_typer(cost.app)
+app.add_typer(trace.app)
+app.add_typer(bench.app)
+app.add_typer(rules.app)
+app.add_typer(vectors.app, name="vectors")
+
+
+def main() -> None:
+    """Entry point: every refusal is one line on stderr and exit code 3, never a traceback."""
+    try:
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as raised:
+        error, code = _explained(raised), _HARNESS_ERROR
+        if hasattr(
+            error, "show"
+        ):  # a usage error of the command line library, which typer vendors or imports
+            error.show()
+            code = 0 if type(error).__name__ == "NoArgsIsHelpError" else code
+        elif hasattr(error, "remedy"):  # RerouteError
+            typer.echo(f"error: {error}", err=True)
+        else:
+            traceback.print_exc()
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> Exception:
+    """The error, or what to do where it is that the suite was not installed with the rest."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in _EXTRA:
+        return error
+    from reroute_spec import RerouteError
+
+    return RerouteError(
+        "vlm-reroute", f"this command needs {error.name}", "pip install 'vlm-reroute[conformance]'"
+    )
+
+
+def _table(title: str | None, left: int, *columns: str) -> Table:
+    """A plain table; the first ``left`` columns are text, the others numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)

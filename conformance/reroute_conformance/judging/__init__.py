@@ -1,0 +1,1 @@
+"""Judging what a target answered: one file per kind of case."""

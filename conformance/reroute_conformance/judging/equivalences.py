@@ -1,0 +1,233 @@
+"""What is judged besides a routed run: selections, NaN, sequences of requests, generation, and what two runs must have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from reroute_reference import run as run_reference
+from reroute_spec import RerouteError, Schedule
+
+from ..cases.case import DecoderCase, GivenCase, ModelCase, Row, SelectCase
+from ..protocol import Target
+from ..targets.answers import Answer, read_answers, read_greedy, read_selection, read_tokens, refused
+from ..verdicts.tolerance import Measured, close, describe, first_bits, given, same
+from ..verdicts.verdict import Verdict, Violation
+from .routed_batch import judge, read_case
+from .selection import judge_selection
+
+
+def judge_select(case: SelectCase, target: Target) -> Verdict:
+    """Integers must match exactly."""
+    verdict, scores = Verdict(), case.scores().tolist()
+    rows = read_selection(target.select(case.scores(), case.k), len(scores))
+    where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"
+    counted: dict[str, Any] = {"keep": case.k, "min_keep": 0, "N": len(scores), "pool": scores}
+    if verdict.require("RR-BUD-001", where, detail, selected=rows, **counted):
+        judge_selection(verdict, where, scores, rows)
+    return verdict
+
+
+def judge_nan(case: SelectCase, target: Target) -> Verdict:
+    """NaN is an error, never a selection."""
+    verdict, scores = Verdict(), case.scores()
+    rows, raised = refused(lambda: target.select(case.scores(), case.k))
+    detail = (
+        f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
+    )
+    verdict.require("RR-SEL-005", "select", detail, raised=raised, s=scores.tolist())
+    return verdict
+
+
+def judge_requests(case: ModelCase, target: Target) -> Verdict:
+    """A text-only request, one with images, then both again on the same model: nothing of one reaches the next."""
+    text_only = replace(case, rows=[Row("tttt", 5)], new_tokens=2)
+    verdict = judge(text_only, target)
+    verdict.add(judge(case, target))
+    if verdict.violations:
+        return verdict  # alone it is wrong already
+    for follow_up in (text_only, case):
+        again = judge(follow_up, target)
+        first = next(iter(again.violations), None)
+        where, detail = ("", "") if first is None else (first.where, f"{first.detail} [{first.rule}]")
+        verdict.require(
+            "RR-KV-006", f"a later request: {where}", detail, right=first is None, right_alone=True
+        )
+        verdict.add(Verdict(exercised=again.exercised, decisions=again.decisions, ambiguous=again.ambiguous))
+    return verdict
+
+
+def judge_generation(case: ModelCase, target: Target) -> Verdict:
+    """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
+    verdict = judge(case, target)
+    if verdict.violations:
+        return verdict  # the first difference is the one to act on
+    model, inputs, count = case.model(), case.inputs(), 6
+    new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
+    rows: Any = target.run(model, inputs, case.routing(), continuation=new[:, :-1].clone())
+    greedy = read_greedy(rows, count)
+    step = int((greedy != new[0]).int().argmax())
+    detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
+    names: dict[str, Any] = {"close": lambda _: True, "decode_logits": None}  # judged before
+    tokens: dict[str, Any] = {"generated": new[0].tolist(), "greedy": greedy.tolist()}
+    verdict.require("RR-KV-002", "generation", detail, **names, **tokens)
+    return verdict
+
+
+def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
+    """The same inputs twice: the same bits."""
+    verdict, (first, second) = Verdict(), (_answers(case, target) for _ in range(2))
+    for b, (one, two) in enumerate(zip(first, second, strict=True)):
+        after = _outputs(two)
+        for name, before in _outputs(one).items():
+            verdict.require(
+                "RR-NUM-004",
+                f"request {b}, {name}, run twice",
+                partial(first_bits, after[name], before),
+                request=b,
+                same=same,
+                first=before,
+                second=after[name],
+            )
+    return verdict
+
+
+def _outputs(answer: Answer) -> dict[str, torch.Tensor]:
+    """Everything that a run returned, by name."""
+    return {
+        **{
+            f"scores of decision {r.stage}": torch.tensor(r.scores, dtype=torch.float64)
+            for r in answer.trace.decisions
+        },
+        **{f"residuals at {layer}": x for layer, x in answer.residuals.items()},
+        **{f"keys of block {layer}": x for layer, x in enumerate(answer.keys)},
+        **{f"values of block {layer}": x for layer, x in enumerate(answer.values)},
+        "logits": answer.logits,
+    }
+
+
+def judge_kept(case: DecoderCase, target: Target) -> Verdict:
+    """Decisions that keep everything: the unrouted model, and as precise as it."""
+    verdict, unrouted = Verdict(), replace(case, schedule={"action": "reroute", "decisions": []})
+    answer, rows = _answers(case, target)[0], read_case(case)[1][0].num_rows
+    computed = (
+        run_reference(case.reference_model(dtype), case.inputs(), unrouted.routing()).logits[0]
+        for dtype in (torch.float32, torch.float64)
+    )
+    logits = Measured(answer.logits, *computed)
+    verdict.require(
+        "RR-EQV-002",
+        "request 0, logits [row, vocabulary]",
+        lambda: f"every decision keeps all candidates; {describe(logits)}",
+        close=close,
+        logits=logits,
+        kv_rows=[keys.shape[1] for keys in answer.keys],
+        unrouted_rows=[rows] * len(answer.keys),
+    )
+    return verdict
+
+
+def judge_precision(case: DecoderCase, target: Target) -> Verdict:
+    """Every value of an unrouted run is as near the oracle's as a plain run's: nothing but arithmetic is asked."""
+    verdict, answer = Verdict(), _answers(case, target)[0]
+    plain, oracle = (
+        run_reference(case.reference_model(dtype), case.inputs(), case.routing())
+        for dtype in (torch.float32, torch.float64)
+    )
+    last = len(answer.keys)
+    for name, x in (
+        (
+            "residual stream",
+            Measured(answer.residuals[last], plain.residuals[0][last], oracle.residuals[0][last]),
+        ),
+        ("logits", Measured(answer.logits, plain.logits[0], oracle.logits[0])),
+    ):
+        if x.actual.shape == x.oracle.shape:  # another shape is another rule's
+            verdict.require("RR-NUM-001", f"request 0, {name}", partial(describe, x), **given(x))
+    return verdict
+
+
+def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:
+    """The same decision as `reroute` and as `delete`: the same rows, and the same logits of the rows that run."""
+    verdict = Verdict()
+    deleting = replace(case, schedule={**case.schedule, "action": "delete"})
+    rerouted, deleted = _answers(case, target)[0], _answers(deleting, target)[0]
+    request = read_case(case)[1][0]
+    choices = [[list(record.selected) for record in answer.trace.decisions] for answer in (rerouted, deleted)]
+    kept = {request.visual_rows[ordinal] for selected in choices[0] for ordinal in selected}
+    active = [row for row in range(request.num_rows) if row in kept or row not in request.visual_rows]
+    try:
+        computed = [
+            run_reference(
+                case.reference_model(dtype), case.inputs(), case.routing(), decisions=[choices[0]]
+            ).logits[0][active]
+            for dtype in (torch.float32, torch.float64)
+        ]
+    except RerouteError as refusal:  # nothing can run what is no choice
+        what = f"`reroute` selects what is no selection: {refusal}"
+        verdict.violations.append(Violation("RR-EQV-003", "one decision", what))
+        return verdict
+    logits = Measured(deleted.logits, *computed)
+    verdict.require(
+        "RR-EQV-003",
+        "one decision, logits of the active rows [row, vocabulary]",
+        lambda: f"`reroute` selects {choices[0]}, `delete` {choices[1]}; {describe(logits)}",
+        counts=bool(choices[0]),
+        close=close,
+        selected_reroute=choices[0],
+        selected_delete=choices[1],
+        logits=logits,
+    )
+    return verdict
+
+
+def judge_counterexample(case: GivenCase, target: Target) -> Verdict:
+    """Decisions that part although no row re-enters."""
+    verdict, action = judge(case, target), case.routing().action
+    selected = tuple(list(record.selected) for record in _answers(case, target)[0].trace.decisions)
+    detail = f"`{action}` selects {selected} in the counterexample"
+    if not verdict.require("RR-EQV-006", "the counterexample", detail, action=action, selected=selected):
+        verdict.violations.insert(0, verdict.violations.pop())  # this is the one to act on
+    return verdict
+
+
+def judge_before_images(case: DecoderCase, target: Target) -> Verdict:
+    """Rows before the first visual row are those of the unrouted model, at every block."""
+    verdict, answer = Verdict(), _answers(case, target)[0]
+    request = read_case(case)[1][0]
+    if not request.num_visual:
+        return verdict
+    first = request.visual_rows[0]
+    kept = [{"layer": decision.layer, "keep": "1"} for decision in case.routing().decisions]
+    unrouted = Schedule.from_dict({"action": "reroute", "decisions": kept})
+    outputs = [
+        run_reference(case.reference_model(dtype), case.inputs(), unrouted)
+        for dtype in (torch.float32, torch.float64)
+    ]
+    shown = {"keys": answer.keys, "values": answer.values}
+    for layer in range(request.num_layers):
+        held = [output.cache[0].keys_values(layer) for output in outputs]
+        after = min(stage.last + 1 for stage in request.stages if stage.last >= layer)
+        residual = Measured(
+            answer.residuals[after][:first], *(output.residuals[0][after][:first] for output in outputs)
+        )
+        for part, name in enumerate(shown):
+            x = Measured(shown[name][layer][:, :first], *(entry[part][:, :first] for entry in held))
+            verdict.require(
+                "RR-EQV-007",
+                f"the first {first} rows, {name} of block {layer} and the residual stream after its stage",
+                partial(describe, residual if close(x) else x),
+                close=close,
+                keys_before_images=x,
+                residual_before_images=residual,
+            )
+    return verdict
+
+
+def _answers(case: DecoderCase, target: Target) -> list[Answer]:
+    """A run of the target, its form checked."""
+    return read_answers(
+        target.run(case.model(), case.inputs(), case.routing()), read_case(case)[1], decoded=False
+    )

@@ -1,0 +1,1 @@
+"""A run as data, and what people and machines read of it."""

@@ -1,0 +1,26 @@
+"""A case or two of a check of every kind: does a target run at all, and does it get the plain things right? No verdict."""
+
+from __future__ import annotations
+
+from ..protocol import Target
+from .runner import Report, chosen_profiles, claimed_checks, report_of, run_check
+
+_EXAMPLES = 2
+_SLOW = ("hf", "nuwa", "low-precision")
+"""Profiles that are left out: what they show of models, the others show of the canonical decoder in seconds."""
+
+
+def smoked(target: Target, *, core: bool = False) -> Report:
+    """What a few cases of ``target`` show.
+
+    Args:
+        target: asked in the profiles that it claims.
+        core: whether no others are than ``core``: enough to tell whether the suite works here.
+    """
+    chosen = [
+        check
+        for check in claimed_checks(target, target.profiles)
+        if (check.profile == "core" if core else check.profile not in _SLOW)
+    ]
+    results = [run_check(check, target, _EXAMPLES) for check in chosen]
+    return report_of(target, chosen_profiles(target, None), results)

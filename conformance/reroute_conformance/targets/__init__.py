@@ -1,0 +1,5 @@
+"""Asking an implementation: how a target is reached, and how its answers are read."""
+
+from .reference_target import ReferenceTarget, TargetName, load_target, reference
+
+__all__ = ["ReferenceTarget", "TargetName", "load_target", "reference"]
