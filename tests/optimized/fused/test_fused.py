@@ -14,8 +14,9 @@ from reroute_optimized.turn.pages import PAGE
 from reroute_spec import Decision, RerouteError, Schedule, ScoreRule
 from torch.testing import assert_close
 
-from .. import test_families, test_methods, tiny
+from .. import test_families, tiny
 from ..beside import assert_same_session
+from ..stages import test_methods
 
 pytestmark = pytest.mark.usefixtures("_library_kernels")
 

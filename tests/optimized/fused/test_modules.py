@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from .. import test_families
 from ..beside import assert_same_session
-from ..parallel import test_prefix as asked
+from ..prefix import test_prefix as asked
 from .test_fused import WAYS
 from .test_graphs import Again
 

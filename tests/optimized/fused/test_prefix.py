@@ -10,8 +10,8 @@ from reroute_optimized.fused.graphs import Graphs
 from reroute_optimized.turn.pages import PAGE
 from torch.testing import assert_close
 
-from ..parallel import test_prefix as asked
-from ..parallel.begun import beginning_of, joined, model_of, question, questions
+from ..prefix import test_prefix as asked
+from ..prefix.begun import beginning_of, joined, model_of, question, questions
 from .test_graphs import Again
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
