@@ -20,8 +20,8 @@ BESIDE = {
     "reroute_reference": {"families": ()},
     "reroute_conformance": {
         "protocol": ("Target", "Timed", "PROFILES", "FAMILIES", "DTYPES", "WORKS", "Model"),
-        "tiny": ("tiny_llava", "tiny_processor", "picture", "picture_inputs"),
-        "tiny_qwen": ("tiny_qwen", "qwen_inputs"),
+        "tiny.llava": ("tiny_llava", "tiny_processor", "picture", "picture_inputs"),
+        "tiny.qwen": ("tiny_qwen", "qwen_inputs"),
     },
 }
 """Public by being told of in the docs, though a package does not import it: module, and names in it; none means all."""
@@ -36,7 +36,7 @@ def names(root: Path, package: str) -> dict[str, str]:
     # what __init__ itself defines
     public |= {name: f"{package}.{name}" for name in _listed(tree) if name not in found}
     for module, chosen in BESIDE.get(package, {}).items():
-        defined = _defined(ast.parse((folder / f"{module}.py").read_text("utf-8")))
+        defined = _defined(ast.parse((folder / f"{module.replace('.', '/')}.py").read_text("utf-8")))
         public |= {name: f"{package}.{module}.{name}" for name in chosen or defined}
     return public
 

@@ -22,7 +22,7 @@ JUDGED = {
     " ([Timed][reroute_conformance.protocol.Timed]).",
 }
 """What the suite says of a target, by the class that says it, and what the target's author does then."""
-_INSIDE = ("mutants/targets.py",)
+_INSIDE = ("mutants/faulty_targets.py",)
 """Implementations that are wrong on purpose."""
 
 _INTRO = """# Errors
