@@ -17,11 +17,12 @@ from .fused.attention import attention_of
 from .fused.blocks import check_fusable
 from .fused.engine import Fused
 from .fused.weights import Joined, fuse
-from .hooks.decoder_class import Swapped, become, routed_class, router_of
+from .hooks.decoder_class import routed_class, router_of
 from .hooks.model_class import generating_class
 from .hooks.placeholders import Placeholders, arguments
 from .hooks.refusals import check_applicable, check_decoder
 from .hooks.router import Router
+from .hooks.swapped import Swapped, become
 from .model.decoder import Decoder
 from .nuwa.vision_tower import FirstStage
 from .parallel.shards import Shards, check_shards

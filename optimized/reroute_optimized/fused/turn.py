@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from reroute_spec import Schedule
 from torch import Tensor
 
-from ..stages.engine import Turn
+from ..model.decoder import Decoder
+from ..stages.engine import Rows, Turn
 from ..stages.opening import Opening
 from ..turn.cache import RoutedCache
 from ..turn.pages import PagedRows, PagePool
@@ -23,18 +26,37 @@ from .plan import PackedPlan
 from .prefill import PackedPrefill
 
 
+@dataclass(frozen=True)
+class PackedRows(Rows):
+    """The new rows of a turn, and how the fused engine packs them.
+
+    Attributes:
+        plan: the packed form of ``layout``.
+    """
+
+    plan: PackedPlan = field(kw_only=True)
+
+
 class FusedTurn(Turn):
     """A first turn; arguments as for :class:`reroute_optimized.stages.engine.Turn`. A later turn is not for this engine."""
 
-    def __init__(self, *args: Any, fused: Fused, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._fused = fused
+    def __init__(
+        self,
+        decoder: Decoder,
+        schedule: Schedule,
+        rows: PackedRows,
+        cache: Any,
+        *,
+        fused: Fused,
+        **options: Any,
+    ) -> None:
+        super().__init__(decoder, schedule, rows, cache, **options)
+        self._plan, self._fused = rows.plan, fused
 
     @torch.no_grad()
     def run(self) -> Tensor:
         """As :meth:`Turn.run`, without a gradient: :func:`check_no_gradient` was asked before."""
-        fused, plan, hidden = self._fused, self._rows.plan, self._rows.hidden_states
-        assert plan is not None  # the router made it
+        fused, plan, hidden = self._fused, self._plan, self._rows.hidden_states
         opening = self._opening if self._opening is not None and self._opening.layers else None
         cache = self._cache
         if cache is None and opening is not None:

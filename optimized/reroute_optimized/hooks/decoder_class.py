@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .refusals import is_hooked
 from .router import Router
 
 
@@ -50,22 +49,3 @@ def router_of(decoder: nn.Module) -> Router | None:
     """The router of a text decoder, or None where it is not routed."""
     router = getattr(type(decoder), "_reroute", None)
     return router if isinstance(router, Router) else None
-
-
-def become(module: nn.Module, new: type[nn.Module]) -> None:
-    """Make ``module`` an instance of ``new``, under accelerate's hook where it has one."""
-    module.__class__ = new
-    if is_hooked(module):
-        module.__dict__["_old_forward"] = new.forward.__get__(module)
-
-
-class Swapped:
-    """A module that has been given another class, until :meth:`remove`."""
-
-    def __init__(self, module: nn.Module, new: type[nn.Module]) -> None:
-        self._module, self._old = module, type(module)
-        become(module, new)
-
-    def remove(self) -> None:
-        """Give its class back."""
-        become(self._module, self._old)

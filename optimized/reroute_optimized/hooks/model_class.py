@@ -16,10 +16,10 @@ from ..fused.engine import Fused
 from ..fused.weights import Joined
 from ..parallel.shards import Shards, lost_processes_told
 from ..turn.source import sizes_of
-from .decoder_class import Swapped
 from .generate_call import GENERATION, Generation
 from .placeholders import Placeholders, check_companions
 from .refusals import check_generation
+from .swapped import Swapped
 
 _CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 

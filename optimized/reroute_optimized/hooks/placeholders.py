@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..turn.cache import RoutedCache
 from ..turn.source import Source, sizes_of
-from .decoder_class import Swapped
 from .generate_call import CLAIM, GENERATION
 from .refusals import check_attention_mask, check_prompt, check_requests
 from .router import Router
+from .swapped import Swapped
 
 
 class Placeholders:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..turn.source import Source
-from . import refusals as checks
+from . import refusals
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def read_request(
     """
     embeddings = _embeddings(decoder, input_ids, inputs_embeds)
     batch, columns = embeddings.shape[:2]
-    positions = checks.check_position_ids(position_ids, batch, columns, decoder.names.mrope)
-    checks.check_visual_mask(visual_mask, batch, columns)
+    positions = refusals.check_position_ids(position_ids, batch, columns, decoder.names.mrope)
+    refusals.check_visual_mask(visual_mask, batch, columns)
     features = None
     if decoder.names.deepstack is not None:
         mask, added = (keywords.get(name) for name in decoder.names.deepstack)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from reroute_reference.families import Family, features_per_image
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..fused.blocks import check_no_gradient
-from ..fused.decode import note_padding
+from ..fused.decode import is_paged, note_padding, run_row
 from ..fused.engine import Fused
 from ..fused.opened import kept
-from ..fused.turn import FusedTurn
+from ..fused.turn import FusedTurn, PackedRows
 from ..model.decoder import Decoder, counted
 from ..model.deepstack import DeepStack
 from ..nuwa.vision_tower import FirstStage, Shortened
-from ..prefix.recorded import Recorded
 from ..stages.engine import Rows, Turn
 from ..stages.later_text import decode
 from ..stages.opening import Opening, begin
@@ -32,12 +31,10 @@ from ..turn.layout import Flags, build_layout, flags, read_masks
 from ..turn.past import Past
 from ..turn.probe import Probe
 from ..turn.records import Prefill
-from . import refusals as checks
+from . import refusals
 from .generate_call import CLAIM, GENERATION, Generation, Prompt
+from .prefix_in_use import PrefixInUse, PrefixRun
 from .request import Request, read_request
-
-if TYPE_CHECKING:
-    from ..prefix.handle import Prefix
 
 
 class Router:
@@ -68,8 +65,8 @@ class Router:
         self.fused = fused
         self.last: Prefill | None = None
         self.probe: Probe | None = None
-        self.prefix: Prefix | None = None
-        self._recorded: list[Recorded] | None = None
+        self.prefix: PrefixInUse | None = None
+        self._recorded: list[PrefixRun] | None = None
         self._stage = stage
         self._has_placeholders = family.merger is not None
         self._features_per_image = features_per_image(model)
@@ -128,8 +125,8 @@ class Router:
         keywords = dict(keywords)
         generation: Generation | None = keywords.pop(GENERATION, None)
         with self.claimed(keywords.pop(CLAIM, None)):
-            checks.check_mode(self.decoder)
-            checks.check_keywords(self.decoder, keywords)
+            refusals.check_mode(self.decoder)
+            refusals.check_keywords(self.decoder, keywords)
             filled = check_cache(cache, self.decoder)
             if generation is not None and generation.visual_mask is not None and not filled:
                 rows = input_ids if inputs_embeds is None else inputs_embeds
@@ -161,7 +158,7 @@ class Router:
         state = cache.routing
         assert state is not None  # check_cache saw it filled
         shape = request.shape
-        checks.check_later_turn(state, *shape, request.attention_mask)
+        refusals.check_later_turn(state, *shape, request.attention_mask)
         visual, featured = None, None
         if shape[1] > 1:  # a single row is never routable
             mask = None if request.features is None else request.features[0]
@@ -180,9 +177,10 @@ class Router:
             hidden = [request.embeddings]
             watched = request.keep_hidden_states or self.probe is not None
             observe = hidden.append if watched else None
-            final = decode(
-                self.decoder, cache, state, request.embeddings, positions, observe, fused=self.fused
-            )
+            row = None
+            if self.fused is not None and is_paged(cache):
+                row = partial(run_row, self.decoder, self.fused, cache)
+            final = decode(self.decoder, cache, state, request.embeddings, positions, observe, run_row=row)
         except BaseException:
             before.restore(cache)
             raise
@@ -219,7 +217,7 @@ class Router:
     ) -> tuple[Tensor, list[Tensor] | None, RoutedCache | None]:
         """Routes a batch of prompts. The caller's cache is touched only when everything has succeeded."""
         shape, device = request.shape, request.embeddings.device
-        checks.check_attention_mask(request.attention_mask, *shape)
+        refusals.check_attention_mask(request.attention_mask, *shape)
         if self._has_placeholders and request.visual_mask is None and shape[1] > 1:
             raise RerouteError(
                 "visual_mask",
@@ -268,7 +266,7 @@ class Router:
             self.last.source = request.source.without(None if short is None else short.columns)
 
     @contextmanager
-    def recording(self) -> Iterator[list[Recorded]]:
+    def recording(self) -> Iterator[list[PrefixRun]]:
         """The next prefill is of a prefix: what it leaves is in the list, and it decides nothing."""
         self._recorded = []
         try:
@@ -278,7 +276,7 @@ class Router:
 
     def _record(
         self,
-        recorded: list[Recorded],
+        recorded: list[PrefixRun],
         request: Request,
         positions: Tensor,
         real: Flags,
@@ -299,7 +297,7 @@ class Router:
         opening = begin(self.decoder, layers, rows.hidden_states, rows.rotary, rows.features, previous)
         if self.fused is not None and not self.fused.as_modules and opening.layers:
             opening = kept(opening, self.fused.pool(0, request.embeddings))
-        recorded.append(Recorded.of(opening, request, positions, rows.features))
+        recorded.append(PrefixRun(opening, request, positions, rows.features))
         return opening.hidden_states[None]
 
     def _rows(
@@ -333,15 +331,17 @@ class Router:
             embeddings.device,
             schedules,
         )
+        rows: Callable[..., Rows] = Rows
         if self.fused is None:
-            layout, plan = build(), None
+            layout = build()
         else:
             layout, plan = self.fused.layout((real, visual, images, schedules), build, embeddings.device)
+            rows = partial(PackedRows, plan=plan)
         features = None
         if featured is not None and request.features is not None:
             features = DeepStack.of(request.features[1], featured, embeddings)
         rotary = self.decoder.position_embeddings(embeddings, positions)
-        return Rows(layout, embeddings, rotary, features, plan), positions, short
+        return rows(layout, embeddings, rotary, features), positions, short
 
     def _turn(
         self,
@@ -363,5 +363,6 @@ class Router:
         # later turns run on rectangles, and so do modules on what follows a prefix
         if fused is None or past is not None or (fused.as_modules and opening is not None):
             return Turn(self.decoder, self.schedule, rows, cache, **options)
+        assert isinstance(rows, PackedRows)  # made above, since there is a fused engine
         check_no_gradient(self.decoder, rows.hidden_states)
         return FusedTurn(self.decoder, self.schedule, rows, cache, fused=fused, **options)

@@ -10,6 +10,8 @@ import torch
 from reroute_spec import RerouteError
 from torch import Tensor
 
+from .table import MOST_CHANNELS
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INDEX = (torch.int32,)
 MOST_REQUESTS = 65535
@@ -157,8 +159,6 @@ def check_covered(name: str, rows: Tensor, starts: Tensor) -> None:
 
 def check_width(name: str, width: int) -> None:
     """Refuse rows wider than a program holds."""
-    from .table import MOST_CHANNELS
-
     if width > MOST_CHANNELS:
         raise RerouteError(
             name, f"has {width} channels", f"the kernel holds up to {MOST_CHANNELS} in one program"

@@ -18,7 +18,7 @@ from reroute_spec import Decision, RerouteError, Schedule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..stages.selection import compaction, take
+from ..turn.compaction import compaction, take
 from ..turn.layout import Flags
 
 _SIDE, _DEPTH = 24, 24

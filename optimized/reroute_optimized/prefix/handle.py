@@ -111,13 +111,14 @@ def make_prefix(router: Router, inputs: Mapping[str, Any]) -> Prefix:
     with ExitStack() as around:
         if encoded is not None:
             around.enter_context(encoded.recording())
-        recorded = around.enter_context(router.recording())
+        runs = around.enter_context(router.recording())
         model(**given)
-    if recorded[0].embeddings.isnan().any():
+    own = Recorded.of(runs[0])
+    if own.embeddings.isnan().any():
         raise RerouteError(
             "inputs", "make NaN embeddings", "a NaN is never ordered; look at pixels and weights"
         )
-    return Prefix(router, recorded[0], encoded)
+    return Prefix(router, own, encoded)
 
 
 def _check_free(router: Router) -> None:

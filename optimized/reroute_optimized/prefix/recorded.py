@@ -10,6 +10,7 @@ import torch
 from reroute_spec import RerouteError
 from torch import Tensor
 
+from ..hooks.prefix_in_use import PrefixRun
 from ..hooks.request import Request
 from ..model.deepstack import DeepStack
 from ..stages.opening import Opening
@@ -37,17 +38,16 @@ class Recorded:
     features: tuple[Tensor, ...]
 
     @classmethod
-    def of(
-        cls, opening: Opening, request: Request, positions: Tensor, features: DeepStack | None
-    ) -> Recorded:
-        """Copies of what the caller may change."""
+    def of(cls, run: PrefixRun) -> Recorded:
+        """What a prefix's own prefill made, with copies of what the caller may change."""
+        opening, request = run.opening, run.request
         own = torch.arange(request.shape[1], device=request.embeddings.device)[None]
         return cls(
             opening,
             None if request.ids is None else request.ids[0].clone(),
             request.embeddings[0].clone(),
-            _coordinates(positions)[:, 0].clone(),
-            tuple(added[0] for added in _added(features, len(opening.layers), own)),
+            _coordinates(run.positions)[:, 0].clone(),
+            tuple(added[0] for added in _added(run.features, len(opening.layers), own)),
         )
 
     def check(

@@ -10,13 +10,13 @@ import torch
 from reroute_spec import Schedule
 from torch import Tensor
 
-from ..fused.plan import PackedPlan
 from ..model.decoder import Decoder, PositionEmbeddings, counted
 from ..model.deepstack import DeepStack
 from ..turn.layout import DecisionLayout, Layout, StageLayout
-from ..turn.past import Past, run_linear
+from ..turn.past import Past
 from ..turn.probe import Probe, replayed_tables
 from ..turn.records import Decided, NanGuard, Prefill, reads_at_once, refuse_nan
+from .linear_attention import run_linear
 from .masks import causal_mask
 from .opening import Opening, resume
 from .score import Universe, row_scores
@@ -33,14 +33,12 @@ class Rows:
         hidden_states: [B, S, d] embeddings, left as they are.
         rotary: cos and sin of all columns, [B, S, rotary width].
         features: what the family adds to visual rows between blocks, or None.
-        plan: the packed form of ``layout``, for the fused engine.
     """
 
     layout: Layout
     hidden_states: Tensor
     rotary: PositionEmbeddings
     features: DeepStack | None = None
-    plan: PackedPlan | None = None
 
 
 class Turn:

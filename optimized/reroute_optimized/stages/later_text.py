@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..fused.decode import is_paged, run_row
-from ..fused.engine import Fused
 from ..model.decoder import Decoder, PositionEmbeddings, largest
 from ..turn.cache import RoutedCache, RoutingState
 from .masks import causal_mask
+
+RunRow = Callable[[Tensor, Sequence[PositionEmbeddings], Callable[[Tensor], None] | None], Tensor]
+"""Runs one row of every request, [B, 1, d], through all blocks, given its rotary embeddings and who observes; returns
+the last block's output."""
 
 
 def decode(
@@ -22,7 +24,7 @@ def decode(
     position_ids: Tensor | None,
     observe: Callable[[Tensor], None] | None = None,
     *,
-    fused: Fused | None = None,
+    run_row: RunRow | None = None,
 ) -> Tensor:
     """Run text rows on top of a filled cache; a chunk of them equals one by one.
 
@@ -34,14 +36,14 @@ def decode(
         position_ids: [B or 1, T] or [3, B or 1, T], or None to go on from the largest position so far, deferred rows
             included. Where positions are renumbered, blocks count on from their own rows instead.
         observe: called with every block's output.
-        fused: runs a single row, where the cache is in pages.
+        run_row: runs a single row in place of the blocks, where an engine has a way of its own for it.
 
     Returns:
         [B, T, d] after the final norm.
     """
     batch, new = hidden_states.shape[:2]
     rotaries: list[PositionEmbeddings] = []  # of a single row
-    row = fused is not None and new == 1 and is_paged(cache)
+    row = run_row is not None and new == 1
     steps = torch.arange(new, device=hidden_states.device)
     if position_ids is None:
         position_ids = state.next_positions[:, -1:] + steps
@@ -67,9 +69,9 @@ def decode(
             hidden_states = decoder.run_block(layer, hidden_states, rotary, own, cache)
             if observe is not None:
                 observe(hidden_states)
-    if fused is not None and row:
+    if run_row is not None and row:
         angles = rotaries if state.renumbered else rotaries[:1]
-        hidden_states = run_row(decoder, fused, cache, hidden_states, angles, observe)
+        hidden_states = run_row(hidden_states, angles, observe)
     hidden_states = decoder.final_norm(hidden_states)
     positions = largest(position_ids).expand(batch, -1)
     reached = torch.cat([state.next_positions[:, -1:], positions + 1], dim=1).cummax(1).values

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..model.decoder import Decoder, PositionEmbeddings
 from ..model.deepstack import DeepStack
 from ..turn.cache import Held, RoutedCache, is_state, make_cache
+from ..turn.compaction import take
 from ..turn.layout import Layout, StageLayout
-from ..turn.past import Past, run_linear
+from ..turn.past import Past
+from .linear_attention import run_linear
 from .masks import causal_mask
-from .selection import take
 from .stream import ActiveRows
 
 

@@ -29,31 +29,3 @@ def select_places(scores: Tensor, slots: Tensor, groups: Tensor | None = None) -
         order = order.gather(1, grouped)
     order = torch.cat([order, order.new_full((order.shape[0], 1), candidates)], dim=1)
     return torch.sort(order.gather(1, slots), dim=1).values
-
-
-def compaction(active: Tensor, width: int, pads: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where active columns go when they are packed to the right of ``width`` places, order kept.
-
-    Args:
-        active: [B, S + 1] bool; the last column is the sentinel and never active.
-        width: places; the largest count of active columns over the batch.
-        pads: [B] places left empty before a request's first row, or None where there are none.
-
-    Returns:
-        ``columns`` [B, width], the column of every place (S where empty), and ``places`` [B, S + 1], the place of
-        every column (``width - 1`` for columns that are not active).
-    """
-    batch, sentinel = active.shape[0], active.shape[1] - 1
-    rank = active.cumsum(1) - 1
-    if pads is not None:
-        rank = rank + pads[:, None]
-    target = torch.where(active, rank, width)  # inactive columns fall off the end
-    source = torch.arange(sentinel + 1, device=active.device).expand(batch, -1)
-    columns = torch.full((batch, width + 1), sentinel, device=active.device).scatter_(1, target, source)
-    return columns[:, :width], target.clamp(max=width - 1)
-
-
-def take(table: Tensor, columns: Tensor) -> Tensor:
-    """``table`` [B, S, x] at ``columns`` [B, W], zero where a column is S."""
-    padded = torch.cat([table, table.new_zeros(len(table), 1, table.shape[2])], dim=1)
-    return padded.gather(1, columns[..., None].expand(-1, -1, table.shape[2]))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..model.decoder import PositionEmbeddings
 from ..model.deepstack import DeepStack
+from ..turn.compaction import compaction
 from ..turn.layout import Layout
 from .score import Universe
-from .selection import compaction
 
 
 @dataclass(frozen=True)

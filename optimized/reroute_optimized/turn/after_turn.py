@@ -9,8 +9,8 @@ from reroute_spec import Schedule
 from torch import Tensor
 
 from ..model.decoder import Decoder, largest
-from ..stages.selection import compaction
 from .cache import Held, RoutingState
+from .compaction import compaction
 from .layout import Layout
 from .past import Past
 from .records import Prefill

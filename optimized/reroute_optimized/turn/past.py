@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.decoder import Decoder, PositionEmbeddings
-from .cache import Held, RoutedCache, one_request
-from .layout import StageLayout
+from .cache import Held, RoutedCache
 
 
 @dataclass(frozen=True)
@@ -66,34 +63,3 @@ class Past:
     def rows(self) -> Tensor:
         """[Λ, B] rows of every block's cache."""
         return torch.stack([self.counts(layer) for layer in range(len(self.lengths))])
-
-
-def run_linear(
-    decoder: Decoder,
-    layer: int,
-    hidden_states: Tensor,
-    rotary: PositionEmbeddings,
-    stage: StageLayout,
-    real: Tensor | None,
-    cache: Any,
-    past: Past | None,
-) -> Tensor:
-    """A block of linear attention on left-padded rows [B, R, d].
-
-    Padding before a state's first row changes nothing once it is zero, which the block's mask sees to. Between an old
-    state and the new rows it would decay the state and fill the convolution, so there every request runs by itself.
-    """
-    if real is None or past is None:
-        return decoder.run_block(layer, hidden_states, rotary, real, cache)
-    outputs = []
-    for request, rows in enumerate(stage.rows):
-        own = slice(request, request + 1), slice(stage.width - rows, None)
-        output = decoder.run_block(
-            layer,
-            hidden_states[own],
-            (rotary[0][own], rotary[1][own]),
-            None,
-            one_request(cache, layer, request),
-        )
-        outputs.append(torch.nn.functional.pad(output, (0, 0, stage.width - rows, 0)))
-    return torch.cat(outputs)

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 from reroute_optimized.conforming.target import torch_target
-from reroute_optimized.stages.selection import compaction, select_places
+from reroute_optimized.stages.selection import select_places
+from reroute_optimized.turn.compaction import compaction
 from reroute_spec import RerouteError, select
 
 INF = math.inf
