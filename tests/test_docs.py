@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import reroute_optimized
 from reroute_conformance.cli import entry as cli
-from reroute_conformance.targets import load_target
+from reroute_conformance.running.finding import load_target
 from reroute_conformance.tiny import picture_inputs, tiny_llava
 from reroute_spec import RerouteError, Schedule, budget, plan, select
 from reroute_spec.rules import rules

@@ -8,8 +8,9 @@ import jsonschema
 import pytest
 from referencing import Registry, Resource
 from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.finding import load_target
 from reroute_conformance.running.runner import run_suite
-from reroute_conformance.targets import load_target, reference
+from reroute_conformance.targets import reference
 from reroute_spec import SPEC_VERSION, RerouteError, RoutingTrace, Schedule
 from reroute_spec.rules import rules
 from reroute_spec.schemas import FORMATS, schema

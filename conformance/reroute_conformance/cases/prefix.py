@@ -1,4 +1,4 @@
-"""Cases of requests that begin alike, and of heads that are sharded."""
+"""Cases of profile ``prefix``: requests that begin alike."""
 
 from __future__ import annotations
 
@@ -30,15 +30,7 @@ class PrefixCase(DecoderCase):
         return alone
 
 
-@dataclass(frozen=True)
-class ShardsCase(DecoderCase):
-    """A batch whose heads are sharded."""
-
-    kind: ClassVar[str] = "shards"
-    shards: int = 2
-
-
-KINDS |= {PrefixCase.kind: PrefixCase, ShardsCase.kind: ShardsCase}
+KINDS[PrefixCase.kind] = PrefixCase
 
 
 @st.composite
@@ -59,18 +51,4 @@ def prefix_cases(draw: st.DrawFn) -> PrefixCase:
         seed=draw(st.integers(0, 7)),
         shared=len(shared),
         stranger=stranger,
-    )
-
-
-@st.composite
-def shards_cases(draw: st.DrawFn) -> ShardsCase:
-    """Batches through decoders whose key heads can be divided."""
-    layers, kv_heads = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
-    config = decoder_config(layers, heads=kv_heads * draw(st.sampled_from([1, 2])), kv_heads=kv_heads)
-    return ShardsCase(
-        draw(strategies.schedules(layers)),
-        draw(strategies.batch_rows(strategies.layouts(), batch=True)),
-        config=config,
-        seed=draw(st.integers(0, 7)),
-        shards=draw(st.sampled_from([n for n in (2, 4) if kv_heads % n == 0])),
     )

@@ -6,17 +6,15 @@ from ..cases import strategies
 from ..cases.fixed import budgets, counterexample, example, large_selections, pictures, precise
 from ..judging.equivalences import (
     judge_counterexample,
-    judge_generation,
     judge_kept,
-    judge_nan,
     judge_one_decision,
     judge_precision,
     judge_repeat,
-    judge_requests,
-    judge_select,
 )
+from ..judging.following import judge_generation, judge_requests
 from ..judging.routed_batch import judge
 from ..judging.schedules import judge_config
+from ..judging.selection import judge_nan, judge_select
 from .check import Check, ids
 
 _CONFIG = ids(

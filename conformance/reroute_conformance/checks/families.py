@@ -7,8 +7,10 @@ from typing import Any
 from ..cases.family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
 from ..cases.real_scores import attention_cases
 from ..cases.refusals import FAULTS, refusals
-from ..judging.equivalences import judge_before_images, judge_generation, judge_requests, judge_select
-from ..judging.refused_inputs import judge_refused
+from ..judging.equivalences import judge_before_images
+from ..judging.following import judge_generation, judge_requests
+from ..judging.refusals import judge_refused
+from ..judging.selection import judge_select
 from ..judging.sessions import judge_session
 from ..protocol import FAMILIES
 from .check import Check, ids

@@ -9,11 +9,11 @@ from ..cases.methods import method_cases
 from ..cases.mrope import mrope_cases, renumber_cases
 from ..cases.nuwa import nuwa_cases
 from ..cases.presets import preset_cases, read_back_cases
-from ..judging.equivalences import judge_select
-from ..judging.mrope import judge_renumber
 from ..judging.nuwa import judge_first_stage
 from ..judging.presets import judge_preset, judge_read_back
+from ..judging.refusals import judge_renumber
 from ..judging.routed_batch import judge
+from ..judging.selection import judge_select
 from ..protocol import DTYPES
 from .check import Check, ids
 

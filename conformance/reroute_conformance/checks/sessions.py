@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ..cases.prefix import prefix_cases, shards_cases
+from ..cases.prefix import prefix_cases
 from ..cases.sessions import SessionMachine
-from ..judging.prefix import judge_prefix, judge_shards
+from ..cases.shards import shards_cases
+from ..judging.prefix import judge_prefix
 from ..judging.sessions import judge_session
+from ..judging.shards import judge_shards
 from .check import Check, ids
 
 

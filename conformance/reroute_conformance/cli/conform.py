@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..running.finding import TargetName
     from ..running.runner import CheckResult, Report
-    from ..targets.reference_target import TargetName
 
 app = typer.Typer()
 
@@ -86,9 +86,9 @@ def conform(
 
     from ..reporting.records import Circumstances, to_records, with_reasons, write_report
     from ..reporting.terminal import print_report
-    from ..running.parallel import prepare
+    from ..running.finding import TargetName
     from ..running.runner import CONFORMS, EXIT_CODES, INCOMPLETE, chosen_profiles, save_failures
-    from ..targets.reference_target import TargetName
+    from ..targets.one_thread import use_one_thread
 
     profiles = profiles or ("all" if nproc == 1 else "core")
     chosen = None if profiles == "all" else [name.strip() for name in profiles.split(",") if name.strip()]
@@ -104,7 +104,7 @@ def conform(
                 raise RerouteError("--profiles", problem, "leave --nproc out")
     if nproc > 1 and jobs > 1:
         raise RerouteError("--jobs", f"{jobs} with --nproc {nproc}", "give one of the two")
-    prepare()
+    use_one_thread()
     with named.made() as implementation:
         ran = chosen_profiles(implementation, chosen)  # refuse before the report of an earlier run goes
         clear_report(report)
@@ -150,11 +150,11 @@ def replay(
     """Judge a saved case, or a vector, again."""
     from reroute_spec.rules import rules
 
-    from ..running.parallel import prepare
+    from ..running.finding import TargetName
     from ..running.runner import EXIT_CODES, INCOMPLETE, replay_case
-    from ..targets.reference_target import TargetName
+    from ..targets.one_thread import use_one_thread
 
-    prepare()
+    use_one_thread()
     with TargetName(target, cmd, timeout, nproc).made() as implementation:
         verdict = replay_case(case, implementation)
     if verdict.skipped:

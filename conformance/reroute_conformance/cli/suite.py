@@ -78,13 +78,13 @@ def smoke(
     """A case or two of a check of every kind, in seconds: first of the reference, then of the target. No verdict."""
     from ..reporting.records import check_record, with_reasons
     from ..reporting.terminal import print_failures
-    from ..running.parallel import prepare
+    from ..running.finding import TargetName
     from ..running.runner import EXIT_CODES, INCOMPLETE
     from ..running.smoke import smoked
-    from ..targets.reference_target import TargetName
+    from ..targets.one_thread import use_one_thread
     from .entry import _console
 
-    prepare()
+    use_one_thread()
     asked = TargetName(None if cmd else target, cmd, timeout)
     with asked.made():
         pass  # what is no target is refused before anything runs
@@ -132,10 +132,10 @@ def try_mutant(name: str) -> CheckResult:
 
     from ..checks import checks
     from ..mutants import MUTANTS, mutant
-    from ..running.parallel import prepare
     from ..running.runner import run_check
+    from ..targets.one_thread import use_one_thread
 
-    prepare()
+    use_one_thread()
     entry = next(entry for entry in MUTANTS if entry.name == name)
     check = next(check for check in checks() if check.name == entry.check)
     return replace(run_check(check, mutant(name), shrink=False), check=None)  # type: ignore[arg-type]

@@ -4,76 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from reroute_reference import run as run_reference
 from reroute_spec import RerouteError, Schedule
 
-from ..cases.case import DecoderCase, GivenCase, ModelCase, Row, SelectCase
+from ..cases.case import DecoderCase, GivenCase
 from ..protocol import Target
-from ..targets.answers import Answer, read_answers, read_greedy, read_selection, read_tokens, refused
+from ..targets.answers import Answer, read_answers
 from ..verdicts.tolerance import Measured, close, describe, first_bits, given, same
 from ..verdicts.verdict import Verdict, Violation
 from .routed_batch import judge, read_case
-from .selection import judge_selection
-
-
-def judge_select(case: SelectCase, target: Target) -> Verdict:
-    """Integers must match exactly."""
-    verdict, scores = Verdict(), case.scores().tolist()
-    rows = read_selection(target.select(case.scores(), case.k), len(scores))
-    where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"
-    counted: dict[str, Any] = {"keep": case.k, "min_keep": 0, "N": len(scores), "pool": scores}
-    if verdict.require("RR-BUD-001", where, detail, selected=rows, **counted):
-        judge_selection(verdict, where, scores, rows)
-    return verdict
-
-
-def judge_nan(case: SelectCase, target: Target) -> Verdict:
-    """NaN is an error, never a selection."""
-    verdict, scores = Verdict(), case.scores()
-    rows, raised = refused(lambda: target.select(case.scores(), case.k))
-    detail = (
-        f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
-    )
-    verdict.require("RR-SEL-005", "select", detail, raised=raised, s=scores.tolist())
-    return verdict
-
-
-def judge_requests(case: ModelCase, target: Target) -> Verdict:
-    """A text-only request, one with images, then both again on the same model: nothing of one reaches the next."""
-    text_only = replace(case, rows=[Row("tttt", 5)], new_tokens=2)
-    verdict = judge(text_only, target)
-    verdict.add(judge(case, target))
-    if verdict.violations:
-        return verdict  # alone it is wrong already
-    for follow_up in (text_only, case):
-        again = judge(follow_up, target)
-        first = next(iter(again.violations), None)
-        where, detail = ("", "") if first is None else (first.where, f"{first.detail} [{first.rule}]")
-        verdict.require(
-            "RR-KV-006", f"a later request: {where}", detail, right=first is None, right_alone=True
-        )
-        verdict.add(Verdict(exercised=again.exercised, decisions=again.decisions, ambiguous=again.ambiguous))
-    return verdict
-
-
-def judge_generation(case: ModelCase, target: Target) -> Verdict:
-    """Greedy tokens are the teacher-forced argmax of the target itself, prefill and decode already judged."""
-    verdict = judge(case, target)
-    if verdict.violations:
-        return verdict  # the first difference is the one to act on
-    model, inputs, count = case.model(), case.inputs(), 6
-    new = read_tokens(target.generate(model, inputs, case.routing(), count), inputs["input_ids"], count)
-    rows: Any = target.run(model, inputs, case.routing(), continuation=new[:, :-1].clone())
-    greedy = read_greedy(rows, count)
-    step = int((greedy != new[0]).int().argmax())
-    detail = f"first differing step {step}: generated token {int(new[0, step])}, its own logits say {int(greedy[step])}"
-    names: dict[str, Any] = {"close": lambda _: True, "decode_logits": None}  # judged before
-    tokens: dict[str, Any] = {"generated": new[0].tolist(), "greedy": greedy.tolist()}
-    verdict.require("RR-KV-002", "generation", detail, **names, **tokens)
-    return verdict
 
 
 def judge_repeat(case: DecoderCase, target: Target) -> Verdict:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
-from reroute_reference import forced_logits
-from reroute_reference.checks import Decoder
 from reroute_reference.families import PLAIN_ATTENTION
-from reroute_reference.inputs import read_prompts
-from reroute_reference.model import RoutedOutput, as_decoder
+from reroute_reference.model import RoutedOutput
 from reroute_spec import DecisionRecord, Plan, Stage
 from reroute_spec.predicates import names
 from reroute_spec.trace import record as make_record
 from torch import Tensor
 
-from ..cases.case import RoutedCase
-from ..targets.answers import Answer, first_difference
-from ..verdicts.diagnosis import decode_rule, family_rule, key_rule, misread_runs, score_rule
-from ..verdicts.misreadings import Misreading, gated, with_features
+from ..targets.answers import first_difference
+from ..verdicts.compared import Compared
+from ..verdicts.diagnosis import decode_rule, family_rule, key_rule, score_rule
+from ..verdicts.misreadings import gated
 from ..verdicts.tolerance import LOW_PRECISION, Measured, close, describe, same, score_tau
 from ..verdicts.verdict import Verdict
 from .selection import judge_selection
@@ -33,61 +30,14 @@ _QUANTITY = frozenset({"scores", "keys", "residual", "states"})
 
 
 @dataclass(frozen=True)
-class RequestJudge:
+class RequestJudge(Compared):
     """Compares one request with the reference under the target's own decisions.
 
     Attributes:
-        b: batch row.
-        case: what was run.
-        answer: the target's, its form checked.
-        request: its plan.
-        models, outputs: of the reference in the same dtype and in float64, decisions replayed. What is compared is
-            what :meth:`computed` makes of them.
         verdict: filled.
     """
 
-    b: int
-    case: RoutedCase
-    answer: Answer
-    request: Plan
-    models: tuple[Any, Any]
-    outputs: Sequence[RoutedOutput]
     verdict: Verdict
-    earlier: tuple[int, ...] = ()
-    """Rows that every block held before this turn; none before a prefill."""
-
-    @property
-    def visual(self) -> list[bool]:
-        """A flag per row: routable rows, and the last row, whose flag no comparison reads."""
-        return [row in set(self.request.visual_rows) for row in range(self.request.num_rows)]
-
-    @property
-    def deleting(self) -> bool:
-        """Whether rows that are not selected are gone."""
-        return self.case.routing().action == "delete"
-
-    @property
-    def renumbering(self) -> bool:
-        """Whether active rows are counted anew."""
-        return self.case.routing().positions == "renumber"
-
-    @cached_property
-    def decoder(self) -> Decoder:
-        """The model as the reference sees it."""
-        return as_decoder(self.models[0], None)
-
-    @cached_property
-    def features(self) -> list[tuple[Tensor, ...]]:
-        """What the reference, in the same dtype and in float64, adds to the rows at every block boundary."""
-        if not with_features(self.decoder) or not self.request.num_visual:
-            return [(), ()]
-        decoders = [as_decoder(model, None) for model in self.models]
-        return [read_prompts(decoder, self.case.inputs())[self.b].deepstack for decoder in decoders]
-
-    @cached_property
-    def misread(self) -> list[tuple[Misreading, RoutedOutput]]:
-        """The oracle's runs under every misreading that this model allows."""
-        return misread_runs(self)
 
     def judge(self, tokens: Tensor | None) -> None:
         """All comparisons, in order; ``tokens`` [T] are those of the continuation."""
@@ -106,35 +56,9 @@ class RequestJudge:
         if tokens is not None and self.answer.decode_logits is not None:
             self.judge_decode(tokens, self.answer.decode_logits)
 
-    def records(self) -> Sequence[Sequence[DecisionRecord]]:
-        """The decisions of the run in the same dtype and of the oracle's."""
-        return [output.traces[self.b].decisions for output in self.outputs]
-
     def follows(self, exact: DecisionRecord, selected: Sequence[int]) -> bool:
         """Whether what is expected from here on is expected under this selection; the reference replayed it."""
         return True
-
-    def computed(self, quantity: str, layer: int = 0) -> Sequence[Tensor] | None:
-        """A quantity in the same dtype and in float64; None where nothing is known of it.
-
-        Args:
-            quantity: ``residuals``, ``keys``, ``values``, ``logits`` or ``decode_logits``.
-            layer: of the first three.
-        """
-        if quantity == "residuals":
-            return [output.residuals[self.b][layer] for output in self.outputs]
-        if quantity == "logits":
-            rows = [output.logits[self.b] for output in self.outputs]
-            return [x[~x.isnan().all(-1)] for x in rows]
-        if quantity == "decode_logits":
-            tokens = self.case.continuation()
-            assert tokens is not None
-            return [
-                forced_logits(model, output.cache[self.b], tokens[self.b])
-                for model, output in zip(self.models, self.outputs, strict=True)
-            ]
-        cached = [output.cache[self.b].keys_values(layer) for output in self.outputs]
-        return [entry[quantity == "values"] for entry in cached]
 
     def judge_decision(
         self, stage: Stage, plain: DecisionRecord, exact: DecisionRecord, before: Sequence[int], tau: float

@@ -1,4 +1,4 @@
-"""Judging what is shared: a prefix between requests (RR-EQV-009), heads between processes (RR-EQV-008)."""
+"""Judges a prefix that requests share (RR-EQV-009)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from reroute_reference import run
 
-from ..cases.prefix import PrefixCase, ShardsCase
+from ..cases.prefix import PrefixCase
 from ..protocol import Target
 from ..targets.answers import Answer, MalformedError, read_answers, refused
 from ..verdicts.tolerance import Measured, close, describe
 from ..verdicts.verdict import Verdict
-from .routed_batch import check_trace, judge_answers, read_case
+from .routed_batch import check_trace, read_case
 
 
 def judge_prefix(case: PrefixCase, target: Target) -> Verdict:
@@ -64,29 +64,3 @@ def _judge_served(
         scores=scores,
         logits=logits,
     )
-
-
-def judge_shards(case: ShardsCase, target: Target) -> Verdict:
-    """Every process decides alike, and what each of them returns is right."""
-    verdict = Verdict()
-    ranks = target.run_shards(case.model(), case.inputs(), case.routing(), case.shards)
-    if not isinstance(ranks, (list, tuple)) or len(ranks) != case.shards:
-        raise MalformedError(f"run_shards returned {type(ranks).__name__}, expected {case.shards} lists")
-    plans = read_case(case)[1]
-    read = [read_answers(answers, plans, decoded=False) for answers in ranks]
-    selected, scores = (
-        [[[list(getattr(r, name)) for r in answer.trace.decisions] for answer in answers] for answers in read]
-        for name in ("selected", "scores")
-    )
-    other = next((rank for rank in range(case.shards) if scores[rank] != scores[0]), 0)
-    if verdict.require(
-        "RR-EQV-008",
-        f"process {other}",
-        f"it scores {scores[other]} and selects {selected[other]}; process 0 {scores[0]} and {selected[0]}",
-        counts=any(selected[0]),
-        selected_by_rank=selected,
-        scores_by_rank=scores,
-    ):
-        for answers in ranks:
-            verdict.add(judge_answers(case, answers))
-    return verdict

@@ -92,7 +92,7 @@ def judge_answers(case: RoutedCase, observed: Any) -> Verdict:
     outputs = run(narrow, inputs, schedule, decisions=replay), run(wide, inputs, schedule, decisions=replay)
     for b, answer in enumerate(answers):
         tokens = None if continuation is None else continuation[b]
-        RequestJudge(b, case, answer, plans[b], models, outputs, verdict).judge(tokens)
+        RequestJudge(b, case, answer, plans[b], models, outputs, (), verdict).judge(tokens)
     return verdict
 
 

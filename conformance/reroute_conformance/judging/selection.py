@@ -7,6 +7,9 @@ from typing import Any
 
 from reroute_spec import select
 
+from ..cases.case import SelectCase
+from ..protocol import Target
+from ..targets.answers import read_selection, refused
 from ..verdicts.verdict import Verdict
 
 
@@ -45,3 +48,25 @@ def judge_selection(
         and verdict.require("RR-SEL-002", where, detail, request=request, counts=exotic, **names)
         and verdict.require("RR-SEL-003", where, detail, request=request, counts=bool(at_threshold), **names)
     )
+
+
+def judge_select(case: SelectCase, target: Target) -> Verdict:
+    """Integers must match exactly."""
+    verdict, scores = Verdict(), case.scores().tolist()
+    rows = read_selection(target.select(case.scores(), case.k), len(scores))
+    where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"
+    counted: dict[str, Any] = {"keep": case.k, "min_keep": 0, "N": len(scores), "pool": scores}
+    if verdict.require("RR-BUD-001", where, detail, selected=rows, **counted):
+        judge_selection(verdict, where, scores, rows)
+    return verdict
+
+
+def judge_nan(case: SelectCase, target: Target) -> Verdict:
+    """NaN is an error, never a selection."""
+    verdict, scores = Verdict(), case.scores()
+    rows, raised = refused(lambda: target.select(case.scores(), case.k))
+    detail = (
+        f"score {int(scores.isnan().int().argmax())} is NaN, yet {rows!r} was selected: NaN must be an error"
+    )
+    verdict.require("RR-SEL-005", "select", detail, raised=raised, s=scores.tolist())
+    return verdict

@@ -192,7 +192,7 @@ class _SessionJudge:
             models: Any = tuple(session.model for session in self.sessions)
             outputs: Any = tuple(session.output for session in self.sessions)
             for b, answer in enumerate(answers):
-                judge = RequestJudge(b, case, answer, plans[b], models, outputs, self.verdict, earlier[b])
+                judge = RequestJudge(b, case, answer, plans[b], models, outputs, earlier[b], self.verdict)
                 judge.judge(None)
         if later:
             self.fed = [fed + len(p.visual) for fed, p in zip(self.fed, prompts, strict=True)]

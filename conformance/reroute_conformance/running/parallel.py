@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from ..checks import Check, checks
 from ..protocol import Target
-from ..targets.reference_target import TargetName
+from ..targets.one_thread import use_one_thread
 from .drawing import Search
+from .finding import TargetName
 from .runner import CheckResult, claimed_checks, run_check
 
 _Given = TypeVar("_Given")
@@ -94,16 +95,7 @@ def _with_check(named: tuple[str, CheckResult]) -> CheckResult:
 
 def pool(jobs: int) -> ProcessPoolExecutor:
     """Processes that begin like the command line does."""
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare)
-
-
-def prepare() -> None:
-    """One thread: the suite's tensors are tiny, and their bits must not depend on how many cores are free."""
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=use_one_thread)
 
 
 def _cost(check: Check) -> int:

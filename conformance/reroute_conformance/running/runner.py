@@ -17,9 +17,10 @@ from reroute_spec.rules import rules
 
 from ..cases.case import Case
 from ..checks import Check, checks
+from ..judging.ranks import judge_ranks
 from ..protocol import DTYPES, FAMILIES, PROFILES, Target, dtypes_of, families_of, unavailable_of
 from ..targets.answers import MalformedError, SkippedError, UnansweredError
-from ..targets.ranks import RankedTarget, judge_ranks
+from ..targets.ranks import RankedTarget
 from ..tiny.zoo import forget_target_models
 from ..verdicts.margins import Margins
 from ..verdicts.tolerance import AMBIGUOUS_SHARE

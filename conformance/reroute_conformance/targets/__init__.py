@@ -1,5 +1,5 @@
 """Asking an implementation: how a target is reached, and how its answers are read."""
 
-from .reference_target import ReferenceTarget, TargetName, load_target, reference
+from .reference_target import ReferenceTarget, reference
 
-__all__ = ["ReferenceTarget", "TargetName", "load_target", "reference"]
+__all__ = ["ReferenceTarget", "reference"]

@@ -1,4 +1,4 @@
-"""A target in several processes of one gloo group: asked as one, each with an answer of its own, all of which are judged."""
+"""A target in several processes of one gloo group: asked as one, and each process answers for itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -20,7 +19,6 @@ from typing import Any, cast
 from reroute_spec import RerouteError
 
 from ..protocol import Target
-from ..verdicts.verdict import Verdict
 from .answers import UnansweredError
 
 ALONE = {
@@ -54,7 +52,7 @@ class RankedTarget:
     """``count`` processes, each with the target to itself and a place in the same gloo group.
 
     Args:
-        name: as for :func:`~reroute_conformance.targets.reference_target.load_target`.
+        load: makes the target; called in every process, so it has to survive pickling.
         count: processes.
         timeout: seconds for one answer, and for a collective.
 
@@ -66,8 +64,8 @@ class RankedTarget:
         RerouteError: no such target, or one that cannot be loaded in the processes.
     """
 
-    def __init__(self, name: str, count: int, timeout: float = 60.0) -> None:
-        self.count, self._target, self._timeout = count, name, timeout
+    def __init__(self, load: Callable[[], Target], count: int, timeout: float = 60.0) -> None:
+        self.count, self._load, self._timeout = count, load, timeout
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
         self._folder = TemporaryDirectory(prefix="vlm-reroute-")
@@ -103,6 +101,14 @@ class RankedTarget:
             self.close()  # the others may wait for it in a collective, which nobody enters any more
         return answers
 
+    def views(self, asked: list[tuple[bytes, list[Any]]]) -> list[Target]:
+        """The target as each of its processes answers for it.
+
+        Args:
+            asked: filled with the requests of one case, and what every process answered to each.
+        """
+        return [cast(Target, _View(self, rank, asked)) for rank in range(self.count)]
+
     def close(self) -> None:
         """End the processes."""
         for process in self._processes:
@@ -119,7 +125,7 @@ class RankedTarget:
         meeting = (Path(self._folder.name) / str(self._starts)).as_uri()
         for rank in range(self.count):
             here, there = context.Pipe()
-            given = (rank, self.count, self._target, meeting, self._timeout, there)
+            given = (rank, self.count, self._load, meeting, self._timeout, there)
             process = context.Process(target=_serve, args=given, daemon=True)
             process.start()
             there.close()
@@ -190,81 +196,27 @@ class _View:
         return answers
 
 
-def judge_ranks(judge: Callable[[Target], Verdict], target: RankedTarget) -> Verdict:
-    """Judge a case by what every process answers, and whether they decided alike (RR-EQV-008)."""
-    asked: list[tuple[bytes, list[Any]]] = []
-    first, *others = (judge(cast(Target, _View(target, rank, asked))) for rank in range(target.count))
-    verdict = _agreement([answers for _, answers in asked])
-    verdict.add(first)
-    for rank, seen in enumerate(others, 1):
-        verdict.violations += [
-            replace(broken, where=f"process {rank}: {broken.where}") for broken in seen.violations
-        ]
-    return verdict
-
-
-def _agreement(answers: list[list[Any]]) -> Verdict:
-    """Of each request, by rank, what every process decided."""
-    verdict = Verdict()
-    for by_rank in answers:
-        records = [_records(answer) for answer in by_rank]
-        selected, scores = (
-            [[getattr(r, name) for r in each] for each in records] for name in ("selected", "scores")
-        )
-        # a NaN is like itself here: whether there may be one, the rules about scores say
-        alike = [[_comparable(each) for each in own] for own in scores]
-        other = next(
-            (r for r in range(len(records)) if (alike[r], selected[r]) != (alike[0], selected[0])), 0
-        )
-        verdict.require(
-            "RR-EQV-008",
-            f"process {other}",
-            f"it scores {scores[other]} and selects {selected[other]}; process 0 {scores[0]} and {selected[0]}",
-            counts=any(selected[0]),
-            selected_by_rank=selected,
-            scores_by_rank=alike,
-        )
-    return verdict
-
-
-def _comparable(scores: Any) -> Any:
-    """Scores with None for every NaN; of another form as they are."""
-    return [None if x != x else x for x in scores] if isinstance(scores, (list, tuple)) else scores
-
-
-def _records(answer: Any) -> list[Any]:
-    """All decisions in an answer, in order; of another form none, which whoever reads it says."""
-    if isinstance(answer, (list, tuple)):
-        return [record for each in answer for record in _records(each)]
-    trace = answer.get("trace") if isinstance(answer, dict) else None
-    records = getattr(trace, "decisions", ())
-    return [record for record in records if hasattr(record, "selected") and hasattr(record, "scores")]
-
-
-def _serve(rank: int, count: int, name: str, meeting: str, timeout: float, pipe: Connection) -> None:
+def _serve(
+    rank: int, count: int, load: Callable[[], Target], meeting: str, timeout: float, pipe: Connection
+) -> None:
     """One process: join the group, load the target, answer until nobody asks any more."""
-    from ..running.parallel import prepare
-
     signal(SIGINT, SIG_IGN)  # whoever is interrupted at the keyboard ends these, too
-    prepare()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
     import torch.distributed as dist
 
     patience = timedelta(seconds=timeout)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count, timeout=patience)
-    target, said = _loaded(name)
+    target, said = _loaded(load)
     pipe.send_bytes(said)
     with suppress(EOFError, OSError):
         while True:
             pipe.send_bytes(_answered(rank, target, pipe.recv_bytes()))
 
 
-def _loaded(name: str) -> tuple[Any, bytes]:
+def _loaded(load: Callable[[], Target]) -> tuple[Any, bytes]:
     """The target, and in bytes what it says of itself, or what was wrong."""
-    from .reference_target import load_target
-
     try:
-        target = load_target(name)
+        target = load()
         own = {"name": target.name, "profiles": frozenset(target.profiles) - ALONE.keys()}
         for claim in ("dtypes", "device", "unavailable"):
             if hasattr(target, claim):

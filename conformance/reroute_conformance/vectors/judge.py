@@ -16,10 +16,10 @@ from reroute_spec import DecisionRecord
 from torch import Tensor
 
 from ..cases.case import ConfigCase, SelectCase
-from ..judging.equivalences import judge_select
 from ..judging.one_request import RequestJudge
 from ..judging.routed_batch import check_trace, judge_batch
 from ..judging.schedules import judge_config
+from ..judging.selection import judge_select
 from ..protocol import Target
 from ..targets.answers import (
     MalformedError,
@@ -143,7 +143,7 @@ def _judge_requests(case: VectorCase, target: Target) -> Verdict:
     replay = [[record.selected for record in answer.trace.decisions] for answer in answers]
     fresh = _Fresh(case, replay)
     for b, (answer, held) in enumerate(zip(answers, helds, strict=True)):
-        judge = HeldJudge(b, case, answer, plans[b], fresh.models, fresh, verdict, held=held)
+        judge = HeldJudge(b, case, answer, plans[b], fresh.models, fresh, (), verdict, held=held)
         judge.judge(None if tokens is None else tokens[b])
     return verdict
 

@@ -5,24 +5,20 @@ misreading of the text, the rule that was misread is named. Only wrong values ge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from reroute_reference import CanonicalDecoder, forced_logits, run
 from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import RoutedOutput, as_decoder
 from reroute_reference.routing import renumbered, score
-from reroute_spec import RerouteError, Stage
+from reroute_spec import Stage
 from torch import Tensor
 
-from .misreadings import Misreading, misreadings_of
+from .compared import Compared
 from .tolerance import LOW_PRECISION, Measured, close
-
-if TYPE_CHECKING:
-    from ..judging.one_request import RequestJudge
 
 _ARGUMENTS = ("decoder", "request", "schedule", "layer", "hidden", "cos", "sin", "alive", "pool")
 _Given = Mapping[str, Any]
@@ -76,26 +72,26 @@ MISREADINGS: tuple[_Misreading, ...] = (
 """Rule, what it is taken for, and the arguments of the reference's score that it changes."""
 
 
-def score_rule(judge: RequestJudge, stage: Stage, scores: Measured) -> tuple[str, str]:
+def score_rule(compared: Compared, stage: Stage, scores: Measured) -> tuple[str, str]:
     """The rule that wrong scores broke, and how that can be told, in words."""
     if scores.actual.shape == scores.oracle.shape:
-        if judge.case.precision in LOW_PRECISION and _narrow(judge, stage, scores):
+        if compared.case.precision in LOW_PRECISION and _narrow(compared, stage, scores):
             return "RR-SCORE-003", "these are the scores of a softmax in the model's dtype; "
-        for rule, reading, values in _readings(judge, stage):
+        for rule, reading, values in _readings(compared, stage):
             noise = scores.plain - scores.oracle  # as large an error as the plain run's is no other reading
             if values.isfinite().all() and close(
-                Measured(scores.actual, values + noise, values, precision=judge.case.precision)
+                Measured(scores.actual, values + noise, values, precision=compared.case.precision)
             ):
                 return rule, f"these are the scores {reading}; "
         # what float16 rounding could do is a matter of precision; more is another formula
         if bool((scores.actual - scores.oracle).abs().max() <= 1e-2 * scores.oracle.max()):
             return "RR-SCORE-003", ""
-    return "RR-SCORE-001" if judge.case.routing().score.source == "own" else "RR-SCORE-007", ""
+    return "RR-SCORE-001" if compared.case.routing().score.source == "own" else "RR-SCORE-007", ""
 
 
-def _narrow(judge: RequestJudge, stage: Stage, scores: Measured) -> bool:
+def _narrow(compared: Compared, stage: Stage, scores: Measured) -> bool:
     """Whether scores are those of logits and a softmax in the model's dtype, which no tolerance could tell from others."""
-    given = _given(judge, stage, 0)
+    given = _given(compared, stage, 0)
     rule, decoder, alive = given["schedule"].score, given["decoder"], given["alive"]
     query, keys = decoder.query_key(
         given["layer"], given["hidden"][alive], given["cos"][alive], given["sin"][alive]
@@ -104,56 +100,56 @@ def _narrow(judge: RequestJudge, stage: Stage, scores: Measured) -> bool:
     logits = query[:, -1:] @ keys.mT * decoder.scaling(given["layer"])
     heads = logits.softmax(dim=-1)[:, 0]
     reduced = heads.amax(0) if rule.heads == "max" else heads.mean(0)
-    places = [alive.index(judge.request.visual_rows[ordinal]) for ordinal in given["pool"]]
+    places = [alive.index(compared.request.visual_rows[ordinal]) for ordinal in given["pool"]]
     return torch.allclose(scores.actual, reduced[places].double(), rtol=4 * scores.epsilon, atol=0)
 
 
-def _given(judge: RequestJudge, stage: Stage, which: int) -> dict[str, Any]:
+def _given(compared: Compared, stage: Stage, which: int) -> dict[str, Any]:
     """The arguments of a decision's score in the block's own terms, in the dtype (0) or in float64 (1)."""
-    decoder, output = as_decoder(judge.models[which], None), judge.outputs[which]
-    prompt = read_prompts(decoder, judge.case.inputs())[judge.b]
-    records = output.traces[judge.b].decisions
+    decoder, output = as_decoder(compared.models[which], None), compared.outputs[which]
+    prompt = read_prompts(decoder, compared.case.inputs())[compared.b]
+    records = output.traces[compared.b].decisions
     before: Sequence[int] = (
-        records[stage.index - 2].selected if stage.index > 1 else range(judge.request.num_visual)
+        records[stage.index - 2].selected if stage.index > 1 else range(compared.request.num_visual)
     )
-    kept = {judge.request.visual_rows[ordinal] for ordinal in before}
+    kept = {compared.request.visual_rows[ordinal] for ordinal in before}
     alive = [
         row
-        for row in range(judge.request.num_rows)
-        if row in kept or row not in judge.request.visual_rows or not judge.deleting
+        for row in range(compared.request.num_rows)
+        if row in kept or row not in compared.request.visual_rows or not compared.deleting
     ]
     hidden = prompt.embeddings.clone()
-    hidden[alive] = output.residuals[judge.b][stage.first]
+    hidden[alive] = output.residuals[compared.b][stage.first]
     refreshed = hidden.clone()
-    deferred = [row for row in alive if row in judge.request.visual_rows and row not in kept]
+    deferred = [row for row in alive if row in compared.request.visual_rows and row not in kept]
     refreshed[deferred] = prompt.embeddings[deferred]
-    positions = renumbered(prompt.positions, alive, 0) if judge.renumbering else prompt.positions
+    positions = renumbered(prompt.positions, alive, 0) if compared.renumbering else prompt.positions
     cos, sin = decoder.rotary(positions)
-    pool, schedule = records[stage.index - 1].pool, judge.case.routing()
-    values = (decoder, judge.request, schedule, stage.first, hidden, cos, sin, alive, pool)
+    pool, schedule = records[stage.index - 1].pool, compared.case.routing()
+    values = (decoder, compared.request, schedule, stage.first, hidden, cos, sin, alive, pool)
     rest = {"refreshed": refreshed, "deferred": set(deferred), "prompt": prompt}
     return {**dict(zip(_ARGUMENTS, values, strict=True)), **rest}
 
 
-def _readings(judge: RequestJudge, stage: Stage) -> Iterator[tuple[str, str, Tensor]]:
+def _readings(compared: Compared, stage: Stage) -> Iterator[tuple[str, str, Tensor]]:
     """Scores of the decision under every misreading, in float64."""
-    given = _given(judge, stage, 1)
+    given = _given(compared, stage, 1)
     decoder, prompt = given["decoder"], given["prompt"]
-    records = judge.outputs[1].traces[judge.b].decisions
+    records = compared.outputs[1].traces[compared.b].decisions
     misreadings = MISREADINGS
-    if judge.renumbering:
+    if compared.renumbering:
         at_prompt = dict(zip(("cos", "sin"), decoder.rotary(prompt.positions), strict=True))
         misreadings = (("RR-BLOCK-009", "at the unrouted positions", lambda _: at_prompt), *misreadings)
     if decoder.mrope and isinstance(decoder, CanonicalDecoder):
         misreadings = (*_other_coordinates(decoder, prompt.positions), *misreadings)
-    if judge.case.routing().score.source == "previous":
-        own, before = given, _of_block_before(judge, stage, prompt, given)
+    if compared.case.routing().score.source == "previous":
+        own, before = given, _of_block_before(compared, stage, prompt, given)
         given = {**given, **before}
         misreadings = (*_previous_misread(own, before), *misreadings)
     for rule, reading, change in misreadings:
         changed = {**given, **change(given)}
         if len(changed["alive"]) and all(
-            judge.request.visual_rows[v] in changed["alive"] for v in changed["pool"]
+            compared.request.visual_rows[v] in changed["alive"] for v in changed["pool"]
         ):
             yield (
                 rule,
@@ -180,24 +176,24 @@ def _other_coordinates(decoder: CanonicalDecoder, positions: Tensor) -> Iterator
         yield "RR-BLOCK-012", reading, partial(dict, cos=cos, sin=sin)  # of what is given, with other tables
 
 
-def _of_block_before(judge: RequestJudge, stage: Stage, prompt: Prompt, own: _Given) -> dict[str, Any]:
+def _of_block_before(compared: Compared, stage: Stage, prompt: Prompt, own: _Given) -> dict[str, Any]:
     """Block, input and rows of a score of source `previous`: what a decoder that ends before that block leaves."""
-    block, whole = stage.first - 1, judge.models[1]
+    block, whole = stage.first - 1, compared.models[1]
     ran = [row for row in own["alive"] if row not in own["deferred"]]
     if block == 0 or not isinstance(whole, CanonicalDecoder):
         return {"layer": block, "hidden": prompt.embeddings, "alive": ran}
     config = replace(whole.config, shape=replace(whole.config.shape, num_layers=block))
     shorter = CanonicalDecoder(config, {name: whole.weights[name] for name in config.weight_shapes()})
-    schedule = judge.case.routing()
+    schedule = compared.case.routing()
     schedule = replace(schedule, decisions=tuple(d for d in schedule.decisions if d.layer < block))
-    made = judge.outputs[1].traces
+    made = compared.outputs[1].traces
     replay = [[r.selected for r in trace.decisions[: len(schedule.decisions)]] for trace in made]
-    output = run(shorter, judge.case.inputs(), schedule, decisions=replay)
-    hidden, rows = prompt.embeddings.clone(), list(range(judge.request.num_rows))
-    if judge.deleting and output.traces[judge.b].decisions:
-        removed = output.traces[judge.b].decisions[-1].deferred
-        rows = sorted(set(rows) - {judge.request.visual_rows[ordinal] for ordinal in removed})
-    hidden[rows] = output.residuals[judge.b][block]
+    output = run(shorter, compared.case.inputs(), schedule, decisions=replay)
+    hidden, rows = prompt.embeddings.clone(), list(range(compared.request.num_rows))
+    if compared.deleting and output.traces[compared.b].decisions:
+        removed = output.traces[compared.b].decisions[-1].deferred
+        rows = sorted(set(rows) - {compared.request.visual_rows[ordinal] for ordinal in removed})
+    hidden[rows] = output.residuals[compared.b][block]
     return {"layer": block, "hidden": hidden, "alive": ran}
 
 
@@ -212,23 +208,11 @@ def _previous_misread(own: _Given, before: _Given) -> tuple[_Misreading, ...]:
     )
 
 
-def misread_runs(judge: RequestJudge) -> list[tuple[Misreading, RoutedOutput]]:
-    """The oracle's run of a case under every misreading that its model allows; none of a later turn."""
-    model, runs = judge.models[1], []
-    replay = [[record.selected for record in trace.decisions] for trace in judge.outputs[1].traces]
-    for reading in [] if any(judge.earlier) else misreadings_of(as_decoder(model, None)):
-        with ExitStack() as stack, suppress(RerouteError):  # of values that are no numbers any more
-            reading.put(stack)
-            output = run(model, judge.case.inputs(), judge.case.routing(), decisions=replay)
-            runs.append((reading, output))
-    return runs
-
-
 def family_rule(
-    judge: RequestJudge, x: Measured, of: Callable[[RoutedOutput], Tensor]
+    compared: Compared, x: Measured, of: Callable[[RoutedOutput], Tensor]
 ) -> tuple[str, str] | None:
     """The rule about a model family that was misread, where a wrong quantity is just that; ``of`` takes it from a run."""
-    for reading, output in judge.misread:
+    for reading, output in compared.misread:
         values = of(output).double()
         if values.shape == x.actual.shape == x.oracle.shape and bool(values.isfinite().all()):
             noise = x.plain.double() - x.oracle
@@ -248,21 +232,21 @@ def key_rule(keys: Measured) -> tuple[str, str] | None:
     return None
 
 
-def decode_rule(judge: RequestJudge, tokens: Tensor, logits: Measured) -> tuple[str, str]:
+def decode_rule(compared: Compared, tokens: Tensor, logits: Measured) -> tuple[str, str]:
     """The rule that wrong logits of decoded tokens broke, and how that can be told."""
     if logits.actual.shape != logits.oracle.shape:
         return "RR-KV-002", ""
-    model = judge.models[1]
-    replay = [[record.selected for record in trace.decisions] for trace in judge.outputs[1].traces]
-    cache = run(model, judge.case.inputs(), judge.case.routing(), decisions=replay).cache[judge.b]
-    rule = "RR-BLOCK-009" if judge.renumbering else "RR-KV-004"
+    model = compared.models[1]
+    replay = [[record.selected for record in trace.decisions] for trace in compared.outputs[1].traces]
+    cache = run(model, compared.case.inputs(), compared.case.routing(), decisions=replay).cache[compared.b]
+    rule = "RR-BLOCK-009" if compared.renumbering else "RR-KV-004"
     for position, reading in (
-        (cache.rows(judge.request.num_layers - 1), "the last block's cached rows"),
+        (cache.rows(compared.request.num_layers - 1), "the last block's cached rows"),
         (cache.length, "the number of rows so far"),
         (cache.next_position, "the largest position so far"),
     ):
         values = forced_logits(model, replace(cache.copy(), renumbered=False, next_position=position), tokens)
         noise = logits.plain - logits.oracle
-        if close(Measured(logits.actual, values + noise, values, precision=judge.case.precision)):
+        if close(Measured(logits.actual, values + noise, values, precision=compared.case.precision)):
             return rule, f"these are the logits of positions that continue from {reading}; "
     return "RR-KV-002", ""

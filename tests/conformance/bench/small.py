@@ -14,7 +14,7 @@ from reroute_conformance.bench.measuring.works import (
     score_work,
     select_work,
 )
-from reroute_conformance.targets import load_target
+from reroute_conformance.running.finding import load_target
 from reroute_spec import Decision, DecoderShape, Schedule
 
 CPU = Place.of("cpu")

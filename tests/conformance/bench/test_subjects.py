@@ -15,7 +15,8 @@ from reroute_conformance.bench.measuring.subjects import (
 )
 from reroute_conformance.bench.measuring.suites import SUITES
 from reroute_conformance.protocol import WORKS
-from reroute_conformance.targets import ReferenceTarget, load_target
+from reroute_conformance.running.finding import load_target
+from reroute_conformance.targets import ReferenceTarget
 from torch.testing import assert_close
 
 from . import small

@@ -9,7 +9,7 @@ from reroute_conformance.cases.case import Row, load_case
 from reroute_conformance.cases.families import DECIDING, GRIDS, QwenCase
 from reroute_conformance.cases.refusals import FAULTS, RefusalCase
 from reroute_conformance.checks import checks
-from reroute_conformance.judging.refused_inputs import judge_refused
+from reroute_conformance.judging.refusals import judge_refused
 from reroute_conformance.judging.routed_batch import judge
 from reroute_conformance.mutants import MUTANTS
 from reroute_conformance.protocol import FAMILIES, families_of

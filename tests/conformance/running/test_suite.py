@@ -19,11 +19,12 @@ from reroute_conformance.cases.case import (
 from reroute_conformance.cases.mrope import MropeCase
 from reroute_conformance.cases.presets import PresetCase
 from reroute_conformance.checks import checks
-from reroute_conformance.judging.equivalences import judge_select
 from reroute_conformance.judging.one_request import judge_ambiguity
+from reroute_conformance.judging.selection import judge_select
 from reroute_conformance.mutants import MUTANTS, mutant
 from reroute_conformance.protocol import PROFILES
 from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.finding import load_target
 from reroute_conformance.running.runner import (
     FAILS,
     INCOMPLETE,
@@ -33,7 +34,7 @@ from reroute_conformance.running.runner import (
     run_suite,
     save_failures,
 )
-from reroute_conformance.targets import load_target, reference
+from reroute_conformance.targets import reference
 from reroute_conformance.verdicts.tolerance import Measured, close, describe, same
 from reroute_conformance.verdicts.verdict import Verdict
 from reroute_spec import Schedule, plan

@@ -389,8 +389,8 @@ time.sleep(100)"""
     assert [gone(int(pid), orphan=i > 0) for i, pid in enumerate(pids.read_text().split())] == [True, True]
     code = """
 import sys, torch
-from reroute_conformance.session_cases import SessionCase
-from reroute_conformance.stdio import CommandTarget
+from reroute_conformance.cases.sessions import SessionCase
+from reroute_conformance.targets.command import CommandTarget
 CommandTarget(sys.argv[1]).select(torch.ones(2), 1)
 kept = CommandTarget(sys.argv[1])
 kept.select(torch.ones(2), 1)

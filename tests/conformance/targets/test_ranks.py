@@ -1,9 +1,11 @@
 """A target in two processes: each answer is judged, they have to agree, and one that dies or hangs is told, and soon."""
 
 import time
+from functools import partial
 
 import pytest
 from reroute_conformance.checks import checks
+from reroute_conformance.running.finding import load_in_process
 from reroute_conformance.running.runner import replay_case, run_check
 from reroute_conformance.running.saved_failures import save_case
 from reroute_conformance.targets.ranks import RankedTarget
@@ -27,7 +29,7 @@ def mood(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def target(mood):
-    started = RankedTarget(RANKED + "moody", 2, PATIENCE)
+    started = RankedTarget(partial(load_in_process, RANKED + "moody"), 2, PATIENCE)
     yield started
     started.close()
 
@@ -92,7 +94,7 @@ def test_a_process_that_hangs_is_given_up(target, mood, tmp_path):
 
 
 def test_a_process_that_waits_for_one_that_raised_says_so(mood, tmp_path):
-    target = RankedTarget(RANKED + "meeting", 2, PATIENCE)
+    target = RankedTarget(partial(load_in_process, RANKED + "meeting"), 2, PATIENCE)
     mood.write_text("refuses, and nobody comes")
     started = time.monotonic()
     broken = judged(target, tmp_path).violations
@@ -104,7 +106,7 @@ def test_a_process_that_waits_for_one_that_raised_says_so(mood, tmp_path):
 
 def test_a_target_that_cannot_be_loaded_is_told_once(mood):
     with pytest.raises(RerouteError, match="no such kernel"):
-        RankedTarget(RANKED + "broken", 2, PATIENCE)
+        RankedTarget(partial(load_in_process, RANKED + "broken"), 2, PATIENCE)
 
 
 def test_processes_are_given_with_a_target_and_one_job(vlm_reroute):

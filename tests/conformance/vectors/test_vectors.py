@@ -90,12 +90,12 @@ def test_all_is_made_again_bit_for_bit(made_before):
 @pytest.mark.slow
 def test_a_machine_with_other_kernels_makes_the_same_bits():
     code = """
-from reroute_conformance.tolerance import same
+from reroute_conformance.verdicts.tolerance import same
 from reroute_conformance.vectors import read_vector
 from reroute_conformance.vectors.files import V1
-from reroute_conformance.vectors.recipes import reference_vectors
-from reroute_conformance.vectors.release import completed
-from reroute_conformance.vectors.trained import trained_vectors
+from reroute_conformance.vectors.making.recipes import reference_vectors
+from reroute_conformance.vectors.making.release import completed
+from reroute_conformance.vectors.making.trained import trained_vectors
 made = [*reference_vectors(), *trained_vectors(), completed(read_vector(V1 / "trace/qwen25vl-105-reroute-flat"))]
 for vector in made:
     there = read_vector(V1 / vector.place).tensors

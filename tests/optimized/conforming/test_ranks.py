@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
 from reroute_conformance.checks import checks
+from reroute_conformance.running.finding import load_in_process
 from reroute_conformance.running.runner import run_check
 from reroute_conformance.targets.ranks import RankedTarget
 from reroute_optimized import routed
@@ -91,7 +93,7 @@ def test_processes_are_made_anew_after_one_died():
 
 
 def test_the_suite_in_two_processes_finds_nothing_wrong():
-    target = RankedTarget("optimized-torch", 2)
+    target = RankedTarget(partial(load_in_process, "optimized-torch"), 2)
     try:
         assert target.device == "cpu, heads divided among 2 processes where they can be"
         for check in checks():

@@ -13,9 +13,10 @@ import torch
 from reroute_spec import RerouteError
 
 from ...protocol import Target
-from ...running.parallel import prepare
+from ...running.finding import load_target
 from ...running.smoke import smoked
-from ...targets.reference_target import ReferenceTarget, load_target
+from ...targets.one_thread import use_one_thread
+from ...targets.reference_target import ReferenceTarget
 from .works import MAP, PLAIN, UNROUTED
 
 PASSES, FAILS, NOT_ASKED = "passes", "fails", "not asked"
@@ -45,7 +46,7 @@ def admit(names: Sequence[str], files: Sequence[Path] = ()) -> list[Admitted]:
     """Load every target and let it through the smoke.
 
     Args:
-        names: as for :func:`~reroute_conformance.targets.reference_target.load_target`.
+        names: as for :func:`~reroute_conformance.running.finding.load_target`.
         files: Python files with a factory ``target()``, the adapter of an implementation that lives elsewhere.
 
     Raises:
@@ -54,7 +55,7 @@ def admit(names: Sequence[str], files: Sequence[Path] = ()) -> list[Admitted]:
     loaded = _told_apart([_timed(load_target(name)) for name in names] + [_from_file(path) for path in files])
     threads = torch.get_num_threads()
     try:
-        prepare()
+        use_one_thread()
         return [entry if entry.target is None else _smoked(entry) for entry in loaded]
     finally:
         torch.set_num_threads(threads)
