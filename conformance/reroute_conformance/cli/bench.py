@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer()
 _FAILED, _UNTIMED = 1, 2
 _TARGETS = ("optimized-torch", "optimized-triton")
 _Targets = Annotated[
@@ -25,7 +24,6 @@ _Targets = Annotated[
 ]
 
 
-@app.command()
 def bench(
     context: typer.Context,
     target: _Targets = None,

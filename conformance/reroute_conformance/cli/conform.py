@@ -1,4 +1,4 @@
-"""The commands that judge a target: ``conform``, the main job, and ``replay``, one case of it again."""
+"""``vlm-reroute conform``: runs the suite against a target and says whether it is Reroute."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import DEFAULT_TIMEOUT, Command, Json, Processes, Target, Timeout
+
 if TYPE_CHECKING:
     from ..running.finding import TargetName
-    from ..running.runner import CheckResult, Report
-
-app = typer.Typer()
+    from ..running.results import CheckResult, Report
 
 
 class Drawing(StrEnum):
@@ -29,33 +29,11 @@ class Drawing(StrEnum):
     fuzz = "fuzz"
 
 
-_Target = Annotated[
-    str | None,
-    typer.Option(help="reference, optimized-torch, mutant:NAME, an entry point, or package.module:factory."),
-]
-_Command = Annotated[
-    str | None,
-    typer.Option("--cmd", help="In place of --target: a command that speaks the protocol, in any language."),
-]
-_Timeout = Annotated[
-    float, typer.Option(help="Seconds that a command of --cmd, or a process of --nproc, may take for a case.")
-]
-_Processes = Annotated[
-    int,
-    typer.Option(
-        "--nproc", min=1, help="Processes of one gloo group that run the target together; each is judged."
-    ),
-]
-_DEFAULT_TIMEOUT = 60.0
-_Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of tables.")]
-
-
-@app.command()
 def conform(
-    target: _Target = None,
-    cmd: _Command = None,
-    timeout: _Timeout = _DEFAULT_TIMEOUT,
-    nproc: _Processes = 1,
+    target: Target = None,
+    cmd: Command = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    nproc: Processes = 1,
     profiles: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +54,7 @@ def conform(
         Path | None,
         typer.Option(help="Folder of what was found before, with --profile fuzz; machines can share it."),
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Run the suite against a target and say whether it is Reroute.
 
@@ -84,10 +62,12 @@ def conform(
     """
     from reroute_spec import RerouteError
 
-    from ..reporting.records import Circumstances, to_records, with_reasons, write_report
+    from ..reporting.files import write_report
+    from ..reporting.records import Circumstances, to_records, with_reasons
     from ..reporting.terminal import print_report
     from ..running.finding import TargetName
-    from ..running.runner import CONFORMS, EXIT_CODES, INCOMPLETE, chosen_profiles, save_failures
+    from ..running.results import CONFORMS, EXIT_CODES, INCOMPLETE
+    from ..running.runner import chosen_profiles, save_failures
     from ..targets.one_thread import use_one_thread
 
     profiles = profiles or ("all" if nproc == 1 else "core")
@@ -112,7 +92,7 @@ def conform(
             outcome = _searched(named, implementation, ran, minutes, jobs, database)
         else:
             outcome = _run(named, implementation, ran, jobs)
-    patience = "" if timeout == _DEFAULT_TIMEOUT else f"--timeout {timeout:g} "
+    patience = "" if timeout == DEFAULT_TIMEOUT else f"--timeout {timeout:g} "
     together = "" if nproc == 1 else f"{patience}--nproc {nproc} "
     option, name = (f"{together}--target", target) if cmd is None else (f"{patience}--cmd", cmd)
     save_failures(outcome, str(name), report / "cases", option)
@@ -135,37 +115,6 @@ def conform(
     else:
         print_report(records, report)
     raise typer.Exit(EXIT_CODES[outcome.verdict])
-
-
-@app.command()
-def replay(
-    case: Annotated[
-        Path, typer.Argument(help="A case that conform saved, or a vector: its folder or case.json.")
-    ],
-    target: _Target = None,
-    cmd: _Command = None,
-    timeout: _Timeout = _DEFAULT_TIMEOUT,
-    nproc: _Processes = 1,
-) -> None:
-    """Judge a saved case, or a vector, again."""
-    from reroute_spec.rules import rules
-
-    from ..running.finding import TargetName
-    from ..running.runner import EXIT_CODES, INCOMPLETE, replay_case
-    from ..targets.one_thread import use_one_thread
-
-    use_one_thread()
-    with TargetName(target, cmd, timeout, nproc).made() as implementation:
-        verdict = replay_case(case, implementation)
-    if verdict.skipped:
-        typer.echo(f"{case}: skipped by the target: {verdict.skipped}")
-        raise typer.Exit(EXIT_CODES[INCOMPLETE])
-    for violation in verdict.violations:
-        broken = rules()[violation.rule]
-        typer.echo(f"{broken.id}  {broken.title}\n  {violation.where}: {violation.detail}")
-        typer.echo(f"  check: {broken.check}")
-    typer.echo(f"{case}: {'FAILS' if verdict.violations else 'passes'}")
-    raise typer.Exit(1 if verdict.violations else 0)
 
 
 def _run(named: TargetName, implementation: Any, profiles: tuple[str, ...], jobs: int) -> Report:
@@ -216,7 +165,7 @@ def clear_report(folder: Path) -> None:
     """A folder that can be written and holds nothing of an earlier run: that would outlive a crash of this one."""
     from reroute_spec import RerouteError
 
-    from ..reporting.records import FILES
+    from ..reporting.files import FILES
     from ..running.saved_failures import is_saved
 
     saved = [path for path in (folder / "cases").glob("*") if is_saved(path)]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import bench, conform, cost, rules, suite, trace, vectors
+from . import bench, conform, mutants, plan, replay, rules, schedule, smoke, trace, vectors
+from .options import HARNESS_ERROR
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_HARNESS_ERROR = 3
 _EXTRA = ("hypothesis", "jinja2", "jsonschema", "junitparser", "referencing")
 """What pyproject.toml's extra ``conformance`` brings."""
 
@@ -28,12 +28,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(conform.app)
-app.add_typer(suite.app)
-app.add_typer(cost.app)
-app.add_typer(trace.app)
-app.add_typer(bench.app)
-app.add_typer(rules.app)
+for command in (
+    conform.conform,
+    replay.replay,
+    mutants.mutants,
+    smoke.smoke,
+    plan.plan,
+    schedule.schedule,
+    trace.trace,
+    bench.bench,
+    rules.rules,
+    rules.explain,
+):
+    app.command()(command)
 app.add_typer(vectors.app, name="vectors")
 
 
@@ -44,7 +51,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as raised:
-        error, code = _explained(raised), _HARNESS_ERROR
+        error, code = _explained(raised), HARNESS_ERROR
         if hasattr(
             error, "show"
         ):  # a usage error of the command line library, which typer vendors or imports

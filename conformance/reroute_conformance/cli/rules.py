@@ -11,11 +11,9 @@ import typer
 if TYPE_CHECKING:
     from ..coverage.traceability import Audit, Trace
 
-app = typer.Typer()
 _Json = Annotated[bool, typer.Option("--json", help="Print data for machines instead of text.")]
 
 
-@app.command()
 def rules(
     check: Annotated[
         bool,
@@ -41,7 +39,6 @@ def rules(
     raise typer.Exit(1 if check and result.faults else 0)
 
 
-@app.command()
 def explain(
     rule: Annotated[str, typer.Argument(help="A rule's id, such as RR-SEL-003.", show_default=False)],
     as_json: _Json = False,
@@ -91,9 +88,9 @@ def _print_list(result: Audit) -> None:
 
 
 def _print_audit(result: Audit) -> None:
-    from .entry import _console
+    from ..reporting import console as terminal
 
-    console = _console()
+    console = terminal.console()
     waiting: dict[str, list[str]] = {}
     for rule_id, (parts, until) in result.planned.items():
         waiting.setdefault(until, []).append(f"{rule_id} ({', '.join(sorted(parts))})")

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cost import _named
+from .options import refusing_option
 
 if TYPE_CHECKING:
     from reroute_spec.view import View
     from reroute_view import Shown
 
-app = typer.Typer()
 _NONE = "none"
 _WRITTEN = dict.fromkeys(("path", "html", "figure"), "--output")
 """What a refusal to write names, as the option that a person typed."""
 
 
-@app.command()
 def trace(
     model: Annotated[
         str | None,
@@ -86,7 +84,7 @@ def trace(
             _traced(model or "tiny", image or [], prompt or "", preset or "reroute-pdrop-64", beside)
         )
     for path in paths:
-        _named(_WRITTEN, "--output", partial(shown.save, path))
+        refusing_option(_WRITTEN, "--output", partial(shown.save, path))
     _print(shown.view, paths)
 
 
@@ -96,7 +94,7 @@ def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
     from reroute_view.shown import check_path
 
     for path in paths:
-        _named(_WRITTEN, "--output", partial(check_path, path))
+        refusing_option(_WRITTEN, "--output", partial(check_path, path))
         if os.path.exists(path) and any(os.path.exists(own) and path.samefile(own) for own in given):
             raise RerouteError("--output", f"{path} is one of the files given", "give another name")
     return list(dict.fromkeys(paths))
@@ -105,7 +103,7 @@ def _outputs(paths: list[Path], given: list[Path]) -> list[Path]:
 def _read(path: Path) -> Shown:
     from reroute_view import Shown
 
-    return _named({"path": "--from"}, "--from", lambda: Shown.read(path))
+    return refusing_option({"path": "--from"}, "--from", lambda: Shown.read(path))
 
 
 def _traced(name: str, image: list[Path], prompt: str, preset: str, beside: str | None) -> View:
@@ -115,12 +113,14 @@ def _traced(name: str, image: list[Path], prompt: str, preset: str, beside: str 
     from ..showing.trace import ask, augmented, load, load_schedule, open_pictures
     from ..showing.trace import trace as trace_request
 
-    pictures = _named({"image": "--image"}, "--image", lambda: open_pictures(image))
+    pictures = refusing_option({"image": "--image"}, "--image", lambda: open_pictures(image))
     with Console(stderr=True).status(f"loading {name}"):
-        model, processor = _named({"model": "--model"}, "--model", lambda: load(name))
+        model, processor = refusing_option({"model": "--model"}, "--model", lambda: load(name))
 
     def schedule(option: str, given: str) -> Schedule:
-        return _named({"preset": option, "schedule": option}, option, lambda: load_schedule(given, model))
+        return refusing_option(
+            {"preset": option, "schedule": option}, option, lambda: load_schedule(given, model)
+        )
 
     schedules = [(preset, schedule("--preset", preset))]
     if beside is not None:
@@ -129,13 +129,13 @@ def _traced(name: str, image: list[Path], prompt: str, preset: str, beside: str 
     elif (pruning := augmented(preset, schedules[0][1])) is not None:
         other, own = pruning
         schedules.append((other, schedule("--preset", other) if own is schedules[0][1] else own))
-    inputs = _named(
+    inputs = refusing_option(
         {"prompt": "--prompt", "image": "--image"},
         "--prompt",
         lambda: ask(model, processor, prompt, pictures),
     )
     with Console(stderr=True).status("running"):
-        return _named(
+        return refusing_option(
             {},
             "--model",
             lambda: trace_request(model, processor, inputs, schedules, prompt=prompt, name=name),

@@ -1,8 +1,7 @@
-"""A run as data, and the files of a report: JSON lines, JUnit, a page. The files say what the records say and no more."""
+"""A run as data: the records of which every form of the report is made, and which say all that it says."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,14 +14,12 @@ from typing import Any, TypeAlias
 from reroute_spec import SPEC_VERSION
 from reroute_spec.rules import rules
 
-from ..running.runner import CONFORMS, FAILS, CheckResult, Failure, Report
+from ..running.results import CONFORMS, FAILS, CheckResult, Failure, Report
 from ..targets.process import plain
 from ..vectors.manifest import vector_digest
 from ..verdicts.margins import EDGES
 
 Record: TypeAlias = dict[str, Any]
-FILES = ("report.jsonl", "junit.xml", "report.html", "verdict.txt")
-"""What :func:`write_report` writes, beside the failing cases."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +136,3 @@ def profiles_in_words(header: Record) -> list[str]:
     """The profiles of a run; ``hf`` with its model families."""
     families = " + ".join(header["families"])
     return [f"hf: {families}" if name == "hf" and families else name for name in header["profiles"]]
-
-
-def write_report(records: Sequence[Record], folder: Path) -> None:
-    """Write :data:`FILES` to a folder that exists. The verdict comes last: where it stands, the others do."""
-    from .junit import junit
-    from .page import page
-
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    verdict = f"Report: {folder / 'report.html'}\n{verdict_line(records)}\n"
-    for name, content in zip(FILES, (lines, junit(records), page(records), verdict), strict=True):
-        (folder / name).write_text(content, "utf-8")

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reroute_spec.rules import rules
+from rich.console import Console
 
-from ..cli.entry import _console, _table
 from ..verdicts.tolerance import AMBIGUOUS_SHARE
+from . import console as terminal
 from .records import Record, verdict_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def print_report(records: Sequence[Record], folder: Path) -> None:
     """Print the records of a report that stands in ``folder``. The last line is the verdict."""
     header, checks, footer = records[0], records[1:-1], records[-1]
-    console = _console()
+    console = terminal.console()
     columns = ("check", "profile", "result", "cases", "decisions", "ambiguous", "seconds")
-    table = _table(None, 3, *columns)
+    table = terminal.table(None, 3, *columns)
     for check in checks:
         counts = (check["decisions"], check["ambiguous"]) if check["decisions"] else ("", "")
         numbers = (str(count) for count in (check["examples"], *counts))

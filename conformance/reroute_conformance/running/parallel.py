@@ -16,7 +16,8 @@ from ..protocol import Target
 from ..targets.one_thread import use_one_thread
 from .drawing import Search
 from .finding import TargetName
-from .runner import CheckResult, claimed_checks, run_check
+from .results import CheckResult
+from .runner import claimed_checks, run_check
 
 _Given = TypeVar("_Given")
 _ROUND = 25

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..protocol import Target
-from .runner import Report, chosen_profiles, claimed_checks, report_of, run_check
+from .results import Report
+from .runner import chosen_profiles, claimed_checks, report_of, run_check
 
 _EXAMPLES = 2
 _SLOW = ("hf", "nuwa", "low-precision")

@@ -12,7 +12,8 @@ from reroute_conformance.judging.presets import stated
 from reroute_conformance.mutants.mutant import Mutant, patched
 from reroute_conformance.protocol import DTYPES, dtypes_of
 from reroute_conformance.reporting.records import Circumstances, to_records
-from reroute_conformance.running.runner import INCOMPLETE, Report, run_check, run_suite
+from reroute_conformance.running.results import INCOMPLETE, Report
+from reroute_conformance.running.runner import run_check, run_suite
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_reference import CanonicalDecoder
 from reroute_reference.routing import score

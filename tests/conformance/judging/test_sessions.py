@@ -10,7 +10,8 @@ from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks
 from reroute_conformance.judging.sessions import judge_session
 from reroute_conformance.mutants import mutant
-from reroute_conformance.running.runner import Report, replay_case, run_check, save_failures
+from reroute_conformance.running.results import Report
+from reroute_conformance.running.runner import replay_case, run_check, save_failures
 from reroute_conformance.targets import ReferenceTarget
 from reroute_conformance.targets.answers import MalformedError
 from reroute_spec import RerouteError

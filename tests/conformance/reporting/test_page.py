@@ -4,8 +4,10 @@ import pytest
 from reroute_conformance.checks import checks
 from reroute_conformance.mutants import mutant
 from reroute_conformance.protocol import PROFILES
-from reroute_conformance.reporting.records import Circumstances, to_records, write_report
-from reroute_conformance.running.runner import Report, run_check, save_failures
+from reroute_conformance.reporting.files import write_report
+from reroute_conformance.reporting.records import Circumstances, to_records
+from reroute_conformance.running.results import Report
+from reroute_conformance.running.runner import run_check, save_failures
 from reroute_conformance.targets import reference
 
 from ..browser import CUT, needs_browser

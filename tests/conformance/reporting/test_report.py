@@ -9,6 +9,7 @@ import pytest
 from junitparser import JUnitXml
 from reroute_conformance.checks import checks
 from reroute_conformance.mutants import mutant
+from reroute_conformance.reporting.files import FILES, write_report
 from reroute_conformance.reporting.junit import junit
 from reroute_conformance.reporting.page import (
     BROKEN,
@@ -20,15 +21,9 @@ from reroute_conformance.reporting.page import (
     matrix,
     page,
 )
-from reroute_conformance.reporting.records import (
-    FILES,
-    Circumstances,
-    suite_digest,
-    to_records,
-    verdict_line,
-    write_report,
-)
-from reroute_conformance.running.runner import Report, run_check, run_suite, save_failures
+from reroute_conformance.reporting.records import Circumstances, suite_digest, to_records, verdict_line
+from reroute_conformance.running.results import Report
+from reroute_conformance.running.runner import run_check, run_suite, save_failures
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_conformance.vectors.manifest import vector_digest
 from reroute_conformance.verdicts.margins import EDGES, Margins

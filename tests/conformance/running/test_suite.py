@@ -25,15 +25,8 @@ from reroute_conformance.mutants import MUTANTS, mutant
 from reroute_conformance.protocol import PROFILES
 from reroute_conformance.reporting.records import Circumstances, to_records
 from reroute_conformance.running.finding import load_target
-from reroute_conformance.running.runner import (
-    FAILS,
-    INCOMPLETE,
-    Report,
-    replay_case,
-    run_check,
-    run_suite,
-    save_failures,
-)
+from reroute_conformance.running.results import FAILS, INCOMPLETE, Report
+from reroute_conformance.running.runner import replay_case, run_check, run_suite, save_failures
 from reroute_conformance.targets import reference
 from reroute_conformance.verdicts.tolerance import Measured, close, describe, same
 from reroute_conformance.verdicts.verdict import Verdict

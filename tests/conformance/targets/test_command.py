@@ -17,7 +17,8 @@ from reroute_conformance.cases.low_precision import LowCase
 from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks
 from reroute_conformance.reporting.records import Circumstances, to_records
-from reroute_conformance.running.runner import INCOMPLETE, replay_case, run_check, run_suite
+from reroute_conformance.running.results import INCOMPLETE
+from reroute_conformance.running.runner import replay_case, run_check, run_suite
 from reroute_conformance.running.saved_failures import save_case
 from reroute_conformance.targets import process
 from reroute_conformance.targets.answers import MalformedError, SkippedError, UnansweredError

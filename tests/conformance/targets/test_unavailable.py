@@ -12,7 +12,8 @@ from reroute_conformance.checks import checks
 from reroute_conformance.reporting.junit import junit
 from reroute_conformance.reporting.page import page
 from reroute_conformance.reporting.records import Circumstances, to_records, verdict_line
-from reroute_conformance.running.runner import INCOMPLETE, replay_case, run_suite
+from reroute_conformance.running.results import INCOMPLETE
+from reroute_conformance.running.runner import replay_case, run_suite
 from reroute_conformance.running.saved_failures import save_case
 from reroute_conformance.targets import ReferenceTarget
 from reroute_spec.schemas import schema
@@ -128,7 +129,7 @@ def test_the_fused_path_in_the_interpreter_is_incomplete_in_bfloat16(vlm_reroute
 
 
 def _no_case(check):
-    from reroute_conformance.running.runner import CheckResult
+    from reroute_conformance.running.results import CheckResult
 
     assert check.dtype != "bfloat16"
     return CheckResult(check)

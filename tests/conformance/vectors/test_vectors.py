@@ -13,7 +13,8 @@ import pytest
 import torch
 from reroute_conformance.checks import checks
 from reroute_conformance.mutants import MUTANTS, mutant
-from reroute_conformance.running.runner import Report, replay_case, run_check, save_failures
+from reroute_conformance.running.results import Report
+from reroute_conformance.running.runner import replay_case, run_check, save_failures
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_conformance.vectors import read_vector, vector_digest
 from reroute_conformance.vectors.case import VectorCase

@@ -1,0 +1,124 @@
+"""What a run of checks found: the outcome of each check, its smallest failure, and the verdict of them all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reroute_spec.rules import rules
+
+from ..cases.case import Case
+from ..checks import Check
+from ..protocol import FAMILIES
+from ..verdicts.margins import Margins
+from ..verdicts.verdict import Verdict, Violation
+
+CONFORMS, FAILS, INCOMPLETE = "CONFORMS", "FAILS", "INCOMPLETE"
+EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a broken harness
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A broken rule on its smallest case."""
+
+    violation: Violation
+    case: Case | None
+    path: Path | None = None
+    replay: str = ""
+
+
+@dataclass
+class CheckResult:
+    """What one check showed."""
+
+    check: Check
+    examples: int = 0
+    exercised: Counter[str] = field(default_factory=Counter)
+    decisions: int = 0
+    ambiguous: int = 0
+    differing: int = 0
+    margins: Margins = field(default_factory=Margins)
+    failure: Failure | None = None
+    seconds: float = 0.0
+    skipped: int = 0
+    skip_reason: str = ""  # of the first case that was skipped
+
+    def add(self, verdict: Verdict) -> None:
+        """Count what one more case showed."""
+        self.examples += 1
+        self.exercised.update(verdict.exercised)
+        self.decisions += verdict.decisions
+        self.ambiguous += verdict.ambiguous
+        self.differing += verdict.differing
+        for margin in verdict.margins:
+            self.margins.count(margin)
+
+    def join(self, other: CheckResult) -> None:
+        """Add what another run of the same check showed."""
+        for name in ("examples", "decisions", "ambiguous", "differing", "seconds", "skipped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.exercised.update(other.exercised)
+        self.margins.add(other.margins)
+        self.failure, self.skip_reason = self.failure or other.failure, self.skip_reason or other.skip_reason
+
+    def missing(self) -> list[str]:
+        """MUST rules that this check should have exercised but did not; all of them where a case was skipped."""
+        if self.skipped:
+            return list(self.check.rules)
+        return [rule for rule in self.check.rules if not self.exercised[rule]]
+
+
+@dataclass
+class Report:
+    """The outcome of a run.
+
+    Attributes:
+        target: its name.
+        profiles: those that were run.
+        results: of every check, in order.
+        families: of profile ``hf``, the model families that the target claims.
+        device: where the target says that it computes.
+        reasons: of what is :attr:`missing`, why the target says that it cannot be asked for it here.
+    """
+
+    target: str
+    profiles: tuple[str, ...]
+    results: list[CheckResult]
+    families: tuple[str, ...] = ()
+    device: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """All failures, in the order of the checks."""
+        return [result.failure for result in self.results if result.failure is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """What was not exercised: profiles, model families and precisions without a check that ran, rules of checks that did."""
+        rules_missing = {
+            rule for result in self.results if result.failure is None for rule in result.missing()
+        }
+        ran = {result.check.profile for result in self.results}
+        run_families = {
+            result.check.family or FAMILIES[0] for result in self.results if result.check.profile == "hf"
+        }
+        profiles = [f"profile {name}" for name in dict.fromkeys(("core", *self.profiles)) if name not in ran]
+        families = [f"family {name}" for name in self.families if name not in run_families]
+        others = [name for name in self.reasons if name not in profiles]
+        return [*profiles, *families, *others, *sorted(rules_missing)]
+
+    @property
+    def uncovered(self) -> list[str]:
+        """MUST rules that no check of this run looked at: what its verdict says nothing about."""
+        exercised = {rule for result in self.results for rule, count in result.exercised.items() if count}
+        return [rule.id for rule in rules().values() if rule.strength == "MUST" and rule.id not in exercised]
+
+    @property
+    def verdict(self) -> str:
+        """CONFORMS, FAILS or INCOMPLETE."""
+        if self.failures:
+            return FAILS
+        return INCOMPLETE if self.missing else CONFORMS
