@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from .budget import Keep, format_keep, parse_keep
 from .errors import RerouteError, unknown
+from .preset_data import preset_data
 from .release_config import is_release_config, schedule_data
 from .schedule_file import SUFFIXES, read_schedule_file
 
@@ -305,8 +306,6 @@ class Schedule:
             num_layers: blocks of the decoder. Presets follow it, explicit schedules are only checked.
             attention_layers: its blocks with plain attention, where not all have it. Likewise.
         """
-        from .presets import preset  # presets are schedules: importing them at the top would be a cycle
-
         if not isinstance(preset_or_path, (str, Path)):
             problem = f"is a {type(preset_or_path).__name__}"
             raise RerouteError(
@@ -321,7 +320,7 @@ class Schedule:
             raise RerouteError(
                 "schedule", f"{path} does not end in {', '.join(SUFFIXES)}", "give a JSON or YAML file"
             )
-        return preset(str(preset_or_path), num_layers, attention_layers)
+        return cls.from_dict(preset_data(str(preset_or_path), num_layers, attention_layers))
 
     @classmethod
     def from_file(cls, path: Path) -> Schedule:

@@ -3,7 +3,8 @@
 from functools import cache
 
 import torch
-from reroute_conformance.cases.case import LlavaCase, Row
+from reroute_conformance.cases.case import Row
+from reroute_conformance.cases.models import LlavaCase
 from reroute_conformance.tiny import tiny_llava
 from reroute_conformance.tiny.qwen import FAMILIES as QWEN
 from reroute_conformance.tiny.qwen import qwen_inputs, tiny_qwen

@@ -10,7 +10,9 @@ from typing import Any
 from reroute_spec import DecoderShape
 from reroute_spec.canonical import CanonicalConfig
 
-from .case import DecoderCase, GivenCase, LlavaCase, Row, SelectCase, decoder_config
+from .case import Row, SelectCase
+from .decoder import DecoderCase, GivenCase, decoder_config
+from .models import LlavaCase
 
 
 def filled(config: CanonicalConfig, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from reroute_spec import DecoderShape
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor
 
-from .case import KINDS, Case, DecoderCase, GivenCase, Row, SelectCase, decoder_config
+from .case import KINDS, Case, Row, SelectCase
+from .decoder import DecoderCase, GivenCase, decoder_config
 from .fixed import filled
 from .strategies import decoder_cases
 

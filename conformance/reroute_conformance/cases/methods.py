@@ -6,7 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .case import DecoderCase, Row, decoder_config
+from .case import Row
+from .decoder import DecoderCase, decoder_config
 from .strategies import layouts
 
 _LAYERS = 5

@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .case import KINDS, DecoderCase, decoder_config
+from .case import KINDS
+from .decoder import DecoderCase, decoder_config
 from .strategies import batch_rows, layouts, schedules
 
 _OF_PADDING = 77  # the position of a row that has none

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 
 from . import strategies
-from .case import KINDS, DecoderCase, Row, decoder_config
+from .case import KINDS, Row
+from .decoder import DecoderCase, decoder_config
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from ..tiny.zoo import judge_model
-from .case import KINDS, Case, LlavaCase, ModelCase, Row
+from .case import KINDS, Case, Row
 from .families import QwenCase
+from .models import LlavaCase, ModelCase
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 200,

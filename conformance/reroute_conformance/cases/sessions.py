@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..protocol import Model
 from . import strategies
-from .case import KINDS, Case, DecoderCase, RoutedCase, Row, decoder_config, load_case
+from .case import KINDS, Case, RoutedCase, Row, load_case
+from .decoder import DecoderCase, decoder_config
 
 _MOST_REQUESTS = 4
 _PLACES = st.integers(0, _MOST_REQUESTS - 1)

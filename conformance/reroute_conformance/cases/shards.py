@@ -8,7 +8,8 @@ from typing import ClassVar
 from hypothesis import strategies as st
 
 from . import strategies
-from .case import KINDS, DecoderCase, decoder_config
+from .case import KINDS
+from .decoder import DecoderCase, decoder_config
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from reroute_spec import Schedule, plan
 from reroute_spec.budget import parse_keep
 
-from .case import ConfigCase, DecoderCase, LlavaCase, Row, SelectCase, decoder_config
+from .case import ConfigCase, Row, SelectCase
+from .decoder import DecoderCase, decoder_config
+from .models import LlavaCase
 
 _SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-45, -1e-45, 1.1754943508222875e-38, 1.0, 0.5]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cases.family_strategies import family_sessions, qwen_cases, qwen_prompts, text_first_cases
+from ..cases.families import family_sessions, qwen_cases, qwen_prompts, text_first_cases
 from ..cases.real_scores import attention_cases
 from ..cases.refusals import FAULTS, refusals
 from ..judging.equivalences import judge_before_images

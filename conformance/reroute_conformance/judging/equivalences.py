@@ -9,7 +9,7 @@ import torch
 from reroute_reference import run as run_reference
 from reroute_spec import RerouteError, Schedule
 
-from ..cases.case import DecoderCase, GivenCase
+from ..cases.decoder import DecoderCase, GivenCase
 from ..protocol import Target
 from ..targets.answers import Answer, read_answers
 from ..verdicts.tolerance import Measured, close, describe, first_bits, given, same

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..cases.case import ModelCase, Row
+from ..cases.case import Row
+from ..cases.models import ModelCase
 from ..protocol import Target
 from ..targets.answers import read_greedy, read_tokens
 from ..verdicts.verdict import Verdict

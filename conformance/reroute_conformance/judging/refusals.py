@@ -11,7 +11,7 @@ import torch
 from reroute_reference.families import FAMILIES, block_kinds, text_decoder_of
 from torch import Tensor, nn
 
-from ..cases.case import ModelCase
+from ..cases.models import ModelCase
 from ..cases.mrope import MropeCase
 from ..cases.refusals import FAULTS, LAYOUT, Fault, RefusalCase
 from ..protocol import Target

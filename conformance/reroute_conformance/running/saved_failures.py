@@ -13,7 +13,8 @@ import torch
 from reroute_spec import SPEC_VERSION, RerouteError
 from reroute_spec.canonical import CanonicalConfig
 
-from ..cases.case import Case, ConfigCase, DecoderCase, GivenCase, RoutedCase, SelectCase, load_case
+from ..cases.case import Case, ConfigCase, RoutedCase, SelectCase, load_case
+from ..cases.decoder import DecoderCase, GivenCase
 from ..cases.mrope import MropeCase
 from ..cases.sessions import SessionCase
 from ..checks import Check, checks

@@ -14,7 +14,8 @@ from reroute_spec.canonical import CanonicalConfig
 from reroute_spec.trace import record as make_record
 from torch import Tensor
 
-from ..cases.case import KINDS, DecoderCase, RoutedCase, Row
+from ..cases.case import KINDS, RoutedCase, Row
+from ..cases.decoder import DecoderCase
 from ..cases.mrope import MropeCase
 from ..protocol import Model
 from .files import V1, Vector, read_vector

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from reroute_conformance.cases.case import DecoderCase, Row, decoder_config, load_case
+from reroute_conformance.cases.case import Row, load_case
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
 from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks
 from reroute_conformance.judging.sessions import judge_session

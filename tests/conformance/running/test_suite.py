@@ -7,15 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reroute_conformance.cases.case import (
-    ConfigCase,
-    DecoderCase,
-    LlavaCase,
-    Row,
-    SelectCase,
-    decoder_config,
-    load_case,
-)
+from reroute_conformance.cases.case import ConfigCase, Row, SelectCase, load_case
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
+from reroute_conformance.cases.models import LlavaCase
 from reroute_conformance.cases.mrope import MropeCase
 from reroute_conformance.cases.presets import PresetCase
 from reroute_conformance.checks import checks

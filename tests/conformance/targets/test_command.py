@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reroute_conformance.cases.case import ConfigCase, DecoderCase, Row, SelectCase, decoder_config
+from reroute_conformance.cases.case import ConfigCase, Row, SelectCase
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
 from reroute_conformance.cases.low_precision import LowCase
 from reroute_conformance.cases.sessions import SessionCase
 from reroute_conformance.checks import checks

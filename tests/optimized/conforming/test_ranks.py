@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import Row
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
 from reroute_conformance.checks import checks
 from reroute_conformance.running.finding import load_in_process
 from reroute_conformance.running.runner import run_check

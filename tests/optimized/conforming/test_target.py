@@ -4,7 +4,8 @@ from itertools import product
 
 import pytest
 import torch
-from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import Row
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
 from reroute_optimized.conforming.canonical import build
 from reroute_optimized.conforming.devices import placed
 from reroute_optimized.conforming.target import torch_target, triton_target

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 from accelerate import dispatch_model
-from reroute_conformance.cases.case import DecoderCase, Row
+from reroute_conformance.cases.case import Row
+from reroute_conformance.cases.decoder import DecoderCase
 from reroute_optimized import routed
 from reroute_optimized.conforming.target import triton_target
 from reroute_optimized.fused.engine import MOST_PLANS

@@ -4,7 +4,8 @@ import random
 
 import pytest
 import torch
-from reroute_conformance.cases.case import DecoderCase, Row, decoder_config
+from reroute_conformance.cases.case import Row
+from reroute_conformance.cases.decoder import DecoderCase, decoder_config
 from reroute_optimized import routed
 from reroute_spec import Decision, Schedule, ScoreRule
 

@@ -18,7 +18,7 @@ from reroute_spec import SPEC_VERSION, DecoderShape
 from reroute_spec.canonical import CanonicalConfig
 from torch import Tensor
 
-from ...cases.case import GivenCase
+from ...cases.decoder import GivenCase
 from ...cases.fixed import counterexample, example
 from ..files import SHARED, Vector
 from .decoders import config_data
