@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .budget import Keep, format_keep, parse_keep
 from .errors import RerouteError, unknown
-from .preset_data import preset_data
+from .published import fitted_preset
 from .release_config import is_release_config, schedule_data
 from .schedule_file import SUFFIXES, read_schedule_file
 
@@ -320,7 +320,7 @@ class Schedule:
             raise RerouteError(
                 "schedule", f"{path} does not end in {', '.join(SUFFIXES)}", "give a JSON or YAML file"
             )
-        return cls.from_dict(preset_data(str(preset_or_path), num_layers, attention_layers))
+        return cls.from_dict(fitted_preset(str(preset_or_path), num_layers, attention_layers))
 
     @classmethod
     def from_file(cls, path: Path) -> Schedule:

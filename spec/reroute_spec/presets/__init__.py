@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..preset_data import REFERENCE_DEPTH, preset_data, presets
+from ..published import REFERENCE_DEPTH, fitted_preset, presets
 from ..schedule import Schedule
 
 __all__ = ["preset", "presets"]
@@ -15,6 +15,6 @@ def preset(
 ) -> Schedule:
     """A preset for a decoder.
 
-    Arguments and refusals are those of :func:`~reroute_spec.preset_data.preset_data`.
+    Arguments and refusals are those of :func:`~reroute_spec.published.fitted_preset`.
     """
-    return Schedule.from_dict(preset_data(name, num_layers, attention_layers))
+    return Schedule.from_dict(fitted_preset(name, num_layers, attention_layers))

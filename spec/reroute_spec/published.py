@@ -1,4 +1,4 @@
-"""Presets as plain data, fitted to a decoder: the paper's public configurations (RR-CFG-010), and the original methods (RR-CFG-013)."""
+"""The configurations that the paper publishes (RR-CFG-010), and the original methods (RR-CFG-013), fitted to a decoder as plain data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _names() -> dict[str, tuple[str, str]]:
     }
 
 
-def preset_data(
+def fitted_preset(
     name: str, num_layers: int = REFERENCE_DEPTH, attention_layers: Collection[int] | None = None
 ) -> dict[str, Any]:
     """A preset for a decoder, as the plain data of a schedule; its label says whether the layers are published, scaled or snapped.
