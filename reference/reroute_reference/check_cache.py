@@ -9,7 +9,7 @@ from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder, check_ids
+from .check_request import Decoder, check_ids
 from .families import PLAIN_ATTENTION
 
 

@@ -12,9 +12,9 @@ from reroute_spec import RerouteError
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder, check_inputs
+from .check_media import check_types, features_given, features_of, without_padding
+from .check_request import Decoder, check_inputs
 from .families import family_of, features_per_image, placeholder_mask
-from .features import check_types, features_given, features_of, without_padding
 from .huggingface import HuggingFaceDecoder
 from .merge import Merged, merged
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .cache import RowCache
 from .check_cache import check_cache, check_one, check_tokens
-from .checks import Decoder, check_decisions, check_dtype, check_inputs, check_schedule
+from .check_request import Decoder, check_decisions, check_dtype, check_inputs, check_schedule
 from .decoder import CanonicalDecoder
 from .huggingface import HuggingFaceDecoder
 from .inputs import Prompt, read_prompts

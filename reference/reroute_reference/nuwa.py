@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from reroute_spec import Decision, RerouteError, Schedule, select
 from torch import Tensor, nn
 
-from .checks import check_dtype, check_inputs
+from .check_media import features_of, without_padding
+from .check_request import check_dtype, check_inputs
 from .families import VisionTower, placeholder_mask, vision_tower_of
-from .features import features_of, without_padding
 from .huggingface import HuggingFaceDecoder
 from .merge import merged
 from .precision import in_precision

@@ -13,7 +13,7 @@ from reroute_spec import RerouteError, Schedule
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder
+from .check_request import Decoder
 from .inputs import Prompt
 
 

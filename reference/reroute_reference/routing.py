@@ -13,7 +13,7 @@ from reroute_spec.trace import check_selection, record, select_in_spans
 from torch import Tensor
 
 from .cache import RowCache
-from .checks import Decoder
+from .check_request import Decoder
 from .inputs import Prompt
 from .prefix import Prefix, begin, check_prefix, end_of_stage_0
 from .score import attention_scores
@@ -55,7 +55,7 @@ def route(
     Args:
         decoder: of L blocks.
         prompt: S real rows.
-        schedule: checked by :func:`~reroute_reference.checks.check_schedule`.
+        schedule: checked by :func:`~reroute_reference.check_request.check_schedule`.
         replay: selections to run instead of the scores' own; scores are recorded all the same (RR-NUM-003).
         cache: of the turns before, left as it is. Rows of those turns stay as they were cached: the candidates are
             the new visual rows (RR-KV-007).

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from reroute_reference import run
-from reroute_reference.checks import Decoder
+from reroute_reference.check_request import Decoder
 from reroute_reference.families import PLAIN_ATTENTION
 from reroute_reference.inputs import Prompt, read_prompts
 from reroute_reference.model import as_decoder

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from reroute_reference import forced_logits, run
-from reroute_reference.checks import Decoder
+from reroute_reference.check_request import Decoder
 from reroute_reference.inputs import read_prompts
 from reroute_reference.model import RoutedOutput, as_decoder
 from reroute_spec import DecisionRecord, Plan, RerouteError
