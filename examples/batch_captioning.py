@@ -7,16 +7,15 @@ nothing; ``--model llava-hf/llava-1.5-7b-hf --pictures FOLDER`` takes a checkpoi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from common import load, parser_of, picture, prompt
 from PIL import Image
 from reroute_optimized import routed
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "describe the scene"
 
@@ -26,24 +25,10 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def load(name: str | None) -> tuple[Any, Any]:
-    """Model and processor: a checkpoint, or the suite's tiny LLaVA."""
-    if name is None:
-        from reroute_conformance.tiny import tiny_llava, tiny_processor
-
-        return tiny_llava(), tiny_processor()
-    state = processes()
-    place: Any = "auto" if state.num_processes == 1 else {"": state.device}
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map=place)
-    return model.eval(), AutoProcessor.from_pretrained(name)
-
-
 def pictures(folder: str | None) -> list[tuple[str, Image.Image]]:
     """Name and picture of every image in ``folder``, or three drawn ones."""
     if folder is None:
-        from reroute_conformance.tiny import picture
-
-        return [(f"drawn {angle}", picture().rotate(angle)) for angle in (0, 90, 180)]
+        return [(f"drawn {angle}", picture(None).rotate(angle)) for angle in (0, 90, 180)]
     paths = sorted(
         p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
     )
@@ -56,30 +41,17 @@ def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def prompt(processor: Any, question: str) -> str:
-    """One image and a question, as the checkpoint's chat template has it."""
-    if processor.chat_template is None:
-        return f"user : <image> {question} assistant :"
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    return text
-
-
 @torch.no_grad()
 def main() -> None:
     """Caption everything, and say what was kept of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a checkpoint's name or path; a tiny model unless given")
+    parser = parser_of(__doc__, "reroute-fastv-64", image=False)
     parser.add_argument("--pictures", help="a folder; drawn pictures unless given")
-    parser.add_argument("--schedule", default="reroute-fastv-64", help="a preset, or a JSON or YAML file")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=8)
     options = parser.parse_args()
-    model, processor = load(options.model)
-    processor.tokenizer.padding_side = "left"  # generate goes on from the last column
     state = processes()
+    place: Any = "auto" if state.num_processes == 1 else {"": state.device}
+    model, processor = load(options.model, place)
+    processor.tokenizer.padding_side = "left"  # generate goes on from the last column
     if state.num_processes > 1:
         print(f"process {state.process_index} of {state.num_processes}")
     todo = list(batches(pictures(options.pictures), options.batch))

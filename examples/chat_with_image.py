@@ -6,56 +6,14 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
-from PIL import Image
+from common import load, parser_of, picture, prompt
 from reroute_optimized import Routed, routed
-from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers import DynamicCache
 
 QUESTIONS = ("where is the red ball ?", "what is under it ?")
-
-
-def load(name: str | None) -> tuple[Any, Any]:
-    """Model and processor: a checkpoint, or the suite's tiny LLaVA."""
-    if name is None:
-        from reroute_conformance.tiny import tiny_llava, tiny_processor
-
-        return tiny_llava(), tiny_processor()
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
-    return model.eval(), AutoProcessor.from_pretrained(name)
-
-
-def picture(path: str | None) -> Image.Image:
-    """The caller's image, or a drawn one."""
-    if path is None:
-        from reroute_conformance.tiny import picture as drawn
-
-        return drawn()
-    return Image.open(path).convert("RGB")
-
-
-def first_prompt(processor: Any, question: str, image: Image.Image) -> Any:
-    """What the processor makes of an image and a question, as the checkpoint's chat template has it."""
-    if processor.chat_template is None:
-        text = f"user : <image> {question} assistant :"
-    else:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-    return processor(images=[image], text=text, return_tensors="pt")
-
-
-def next_prompt(processor: Any, question: str) -> Any:
-    """The rows that a later question adds."""
-    if processor.chat_template is None:
-        text = f"user : {question} assistant :"
-    else:
-        messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)
 
 
 def answer(model: Any, inputs: Any, cache: DynamicCache, most: int) -> list[int]:
@@ -89,19 +47,23 @@ def tell(routing: Routed, cache: DynamicCache) -> None:
 @torch.no_grad()
 def main() -> None:
     """Two questions about one image, then one about another."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a checkpoint's name or path; a tiny model unless given")
-    parser.add_argument("--image", help="a picture's path; a drawn one unless given")
-    parser.add_argument("--schedule", default="reroute-fastv-192", help="a preset, or a JSON or YAML file")
-    parser.add_argument("--tokens", type=int, default=8, help="most tokens of an answer")
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     model, processor = load(options.model)
     image, cache = picture(options.image), DynamicCache(config=model.config)
+
+    def about(question: str, image: Any) -> Any:
+        text = prompt(processor, question)
+        return processor(images=[image], text=text, return_tensors="pt")
+
+    def further(question: str) -> Any:
+        text = prompt(processor, question, image=False)
+        return processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+
     with routed(model, options.schedule) as routing:
         turns = [
-            (QUESTIONS[0], first_prompt(processor, QUESTIONS[0], image)),
-            (QUESTIONS[1], next_prompt(processor, QUESTIONS[1])),
-            ("and in this one ?", first_prompt(processor, "and in this one ?", image.rotate(180))),
+            (QUESTIONS[0], about(QUESTIONS[0], image)),
+            (QUESTIONS[1], further(QUESTIONS[1])),
+            ("and in this one ?", about("and in this one ?", image.rotate(180))),
         ]
         for question, inputs in turns:
             tokens = answer(model, inputs.to(model.device), cache, options.tokens)

@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
-from PIL import Image
+from common import load, parser_of, picture, prompt
 from reroute_optimized import routed
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 QUESTIONS = (
     "where is the red ball ?",
@@ -21,36 +19,6 @@ QUESTIONS = (
     "how many blue box are there ?",
     "what color is the triangle on the right ?",
 )
-
-
-def load(name: str | None) -> tuple[Any, Any]:
-    """Model and processor: a checkpoint, or the suite's tiny LLaVA."""
-    if name is None:
-        from reroute_conformance.tiny import tiny_llava, tiny_processor
-
-        return tiny_llava(), tiny_processor()
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
-    return model.eval(), AutoProcessor.from_pretrained(name)
-
-
-def picture(path: str | None) -> Image.Image:
-    """The caller's image, or a drawn one."""
-    if path is None:
-        from reroute_conformance.tiny import picture as drawn
-
-        return drawn()
-    return Image.open(path).convert("RGB")
-
-
-def prompt(processor: Any, question: str) -> str:
-    """An image and then a question, as the checkpoint's chat template has it."""
-    if processor.chat_template is None:
-        return f"user : <image> {question} assistant :"
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    return text
 
 
 def beginning(inputs: Any, placeholder: int) -> dict[str, Any]:
@@ -65,13 +33,9 @@ def beginning(inputs: Any, placeholder: int) -> dict[str, Any]:
 @torch.no_grad()
 def main() -> None:
     """Ask everything about one image, in batches, and say what was saved."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a checkpoint's name or path; a tiny model unless given")
-    parser.add_argument("--image", help="a picture's path; a drawn one unless given")
+    parser = parser_of(__doc__)
     parser.add_argument("--question", action="append", help="any number of them; five unless given")
-    parser.add_argument("--schedule", default="reroute-fastv-192", help="a preset, or a JSON or YAML file")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=8, help="most tokens of an answer")
     options = parser.parse_args()
     model, processor = load(options.model)
     processor.tokenizer.padding_side = "left"  # generate goes on from the last column

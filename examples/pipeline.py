@@ -6,9 +6,9 @@ llava-hf/llava-1.5-7b-hf --image picture.jpg`` a checkpoint, or a Qwen2.5-VL, Qw
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
+from common import parser_of, picture, prompt
 from PIL import Image
 from reroute_optimized import routed
 from transformers import Pipeline, pipeline
@@ -26,19 +26,10 @@ def load(name: str | None) -> Pipeline:
     return pipeline(TASK, model=name, dtype="auto", device_map="auto")
 
 
-def picture(path: str | None) -> Image.Image:
-    """The caller's image, or a drawn one."""
-    if path is None:
-        from reroute_conformance.tiny import picture as drawn
-
-        return drawn()
-    return Image.open(path).convert("RGB")
-
-
 def ask(pipe: Pipeline, image: Image.Image, question: str, **options: Any) -> str:
     """The answer; a checkpoint is asked as its chat template has it."""
     if pipe.processor.chat_template is None:
-        text = f"user : <image> {question} assistant :"
+        text = prompt(pipe.processor, question)
         (answer,) = pipe(images=[image], text=text, return_full_text=False, **options)
     else:
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
@@ -49,12 +40,8 @@ def ask(pipe: Pipeline, image: Image.Image, question: str, **options: Any) -> st
 
 def main() -> None:
     """Ask one question, and say what was run for it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a checkpoint's name or path; a tiny model unless given")
-    parser.add_argument("--image", help="a picture's path; a drawn one unless given")
+    parser = parser_of(__doc__)
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--schedule", default="reroute-fastv-192", help="a preset, or a JSON or YAML file")
-    parser.add_argument("--tokens", type=int, default=8, help="most tokens of the answer")
     options = parser.parse_args()
     pipe = load(options.model)
     # the pipeline holds the model, and the model is what is routed

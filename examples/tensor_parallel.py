@@ -7,7 +7,6 @@ any.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL import Image
+from common import parser_of, picture, prompt
 from reroute_optimized import routed
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.distributed import DistributedConfig
@@ -47,33 +46,10 @@ def load(name: str) -> tuple[Any, Any]:
     return model.eval(), AutoProcessor.from_pretrained(name)
 
 
-def prompt(processor: Any, path: str | None) -> Any:
-    """What the processor makes of an image and the question, as the checkpoint's chat template has it."""
-    if path is None:
-        from reroute_conformance.tiny import picture
-
-        image = picture()
-    else:
-        image = Image.open(path).convert("RGB")
-    if processor.chat_template is None:
-        text = f"user : <image> {QUESTION} assistant :"
-    else:
-        content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-    return processor(images=[image], text=text, return_tensors="pt")
-
-
 @torch.no_grad()
 def main() -> None:
     """Ask one question on all processes, and compare what they decided."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a checkpoint's name or path; a tiny model unless given")
-    parser.add_argument("--image", help="a picture; a drawn one unless given")
-    parser.add_argument("--schedule", default="reroute-fastv-192", help="a preset, or a JSON or YAML file")
-    parser.add_argument("--tokens", type=int, default=8)
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     # how long one process waits for another before it gives up, with an error; transformers' own group waits two hours
     dist.init_process_group(timeout=timedelta(minutes=2))
     if options.model is None:
@@ -81,7 +57,8 @@ def main() -> None:
             model, processor = load(folder)
     else:
         model, processor = load(options.model)
-    inputs = prompt(processor, options.image).to(model.device)
+    text = prompt(processor, QUESTION)
+    inputs = processor(images=[picture(options.image)], text=text, return_tensors="pt").to(model.device)
     with routed(model, options.schedule) as routing:
         tokens = model.generate(**inputs, max_new_tokens=options.tokens, do_sample=False)
     decided = [(d.layer, d.selected, d.scores) for d in routing.traces[0].decisions]

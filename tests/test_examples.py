@@ -30,6 +30,7 @@ def test_the_walk_through_the_reference_follows_one_token_with_rule_numbers(caps
 
 def run_example(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a script
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING
 
 import typer
 
 from . import bench, conform, mutants, plan, replay, rules, schedule, smoke, trace, vectors
 from .options import HARNESS_ERROR
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 _EXTRA = ("hypothesis", "jinja2", "jsonschema", "junitparser", "referencing")
 """What pyproject.toml's extra ``conformance`` brings."""
@@ -73,20 +68,3 @@ def _explained(error: Exception) -> Exception:
     return RerouteError(
         "vlm-reroute", f"this command needs {error.name}", "pip install 'vlm-reroute[conformance]'"
     )
-
-
-def _table(title: str | None, left: int, *columns: str) -> Table:
-    """A plain table; the first ``left`` columns are text, the others numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
-    return table
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(soft_wrap=True, highlight=False)

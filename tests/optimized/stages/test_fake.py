@@ -10,7 +10,7 @@ from reroute_optimized.fused import turn
 from reroute_optimized.fused.decode import run_row
 from reroute_optimized.fused.engine import Fused
 from reroute_optimized.fused.plan import PackedPlan
-from reroute_optimized.fused.turn import FusedTurn
+from reroute_optimized.fused.turn import FusedTurn, PackedRows
 from reroute_optimized.model.decoder import Decoder
 from reroute_optimized.model.deepstack import DeepStack
 from reroute_optimized.stages import engine
@@ -62,7 +62,7 @@ def prefill(family, schedule, fused=False):
     rotary = decoder.position_embeddings(hidden, torch.arange(12)[None])
     if fused:
         plan = PackedPlan.of(layout, schedule.score.n, hidden.device)
-        rows = Rows(layout, hidden, rotary, features, plan)
+        rows = PackedRows(layout, hidden, rotary, features, plan=plan)
         cache, engine = make_cache(decoder), Fused(decoder, schedule)
         final = FusedTurn(decoder, schedule, rows, cache, fused=engine).run()
         if engine.as_modules:  # a token runs as in the other backend
