@@ -33,7 +33,7 @@ FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 DTYPES = ("float16", "bfloat16")
 """What profile ``low-precision`` computes in; a target that does not say which claims both."""
 
-_MEMBERS = {
+MEMBERS: Mapping[str, tuple[str, ...]] = {
     "core": ("select", "plan", "run"),
     "hf": ("generate",),
     "session": ("session",),
@@ -42,9 +42,19 @@ _MEMBERS = {
     "prefix": ("run_prefix",),
     "shards": ("run_shards",),
 }
+"""The members of :class:`Target` that a profile needs; profiles that are not listed need no others than those of ``core``."""
 
 Model: TypeAlias = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 """A transformers model, or a canonical decoder as configuration and weights."""
+
+Inputs: TypeAlias = Mapping[str, Any]
+"""A batch as a processor returns it; of a canonical decoder, embeddings and masks."""
+
+Decisions: TypeAlias = Sequence[Sequence[Sequence[int]]] | None
+"""Selections to run in place of the scores' own, per request and decision; None: the scores decide."""
+
+Answer: TypeAlias = dict[str, Any]
+"""What a target shows of one request; :meth:`Target.run` lists it."""
 
 
 class Target(Protocol):
@@ -86,12 +96,12 @@ class Target(Protocol):
     def run(
         self,
         model: Model,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         schedule: Schedule,
         *,
-        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
+        decisions: Decisions = None,
         continuation: Tensor | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """Prefill of a batch, then ``continuation`` [B, T] token by token. NaN in the inputs raises.
 
         Args:
@@ -118,9 +128,7 @@ class Target(Protocol):
         """
         ...
 
-    def generate(
-        self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
-    ) -> Tensor:
+    def generate(self, model: nn.Module, inputs: Inputs, schedule: Schedule, max_new_tokens: int) -> Tensor:
         """Greedy decoding, exactly ``max_new_tokens``; prompt and new tokens [B, S + new].
 
         ``inputs`` may also hold options of ``transformers``' ``generate`` that have to be refused by their name, such as
@@ -130,7 +138,7 @@ class Target(Protocol):
 
     def session(
         self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
-    ) -> list[list[dict[str, Any]] | Exception]:
+    ) -> list[list[Answer] | Exception]:
         """Operations one after another on one model and one cache (profile ``session``).
 
         Args:
@@ -154,10 +162,7 @@ class Target(Protocol):
         ...
 
     def schedule(
-        self,
-        given: str | Mapping[str, Any],
-        num_layers: int,
-        attention_blocks: Sequence[int] | None = None,
+        self, given: str | Mapping[str, Any], num_layers: int, attention_blocks: Sequence[int] | None = None
     ) -> Mapping[str, Any]:
         """The schedule, as plain data, that a preset's name stands for or that data reads as (profile ``presets``).
 
@@ -168,7 +173,7 @@ class Target(Protocol):
         """
         ...
 
-    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+    def first_stage(self, model: nn.Module, inputs: Inputs, tier: str) -> Mapping[str, Any]:
         """What Nüwa's first stage makes of a batch (profile ``nuwa``).
 
         Returns:
@@ -178,16 +183,14 @@ class Target(Protocol):
         ...
 
     def run_prefix(
-        self, model: Model, inputs: Sequence[Mapping[str, Any]], schedule: Schedule, rows: int
-    ) -> list[list[dict[str, Any]]]:
+        self, model: Model, inputs: Sequence[Inputs], schedule: Schedule, rows: int
+    ) -> list[list[Answer]]:
         """As :meth:`run`, of one batch after another, all served from the first ``rows`` rows of the first one, which
         are computed once (profile ``prefix``). A batch that does not begin with those rows raises.
         """
         ...
 
-    def run_shards(
-        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, shards: int
-    ) -> list[list[dict[str, Any]]]:
+    def run_shards(self, model: Model, inputs: Inputs, schedule: Schedule, shards: int) -> list[list[Answer]]:
         """As :meth:`run`, with the heads sharded over ``shards`` processes: what each of them returns (profile
         ``shards``). ``shards`` divides the key heads; ``keys`` and ``values`` are of all heads.
         """
@@ -235,8 +238,8 @@ def missing_members(target: Any) -> list[str]:
     """What a target lacks for the profiles that it claims."""
     claimed = getattr(target, "profiles", ())
     claimed = claimed if isinstance(claimed, (set, frozenset, list, tuple)) else ()
-    needed = ["name", "profiles", *_MEMBERS["core"]]
-    needed += [member for profile, members in _MEMBERS.items() if profile in claimed for member in members]
+    needed = ["name", "profiles", *MEMBERS["core"]]
+    needed += [member for profile, members in MEMBERS.items() if profile in claimed for member in members]
     return [member for member in dict.fromkeys(needed) if not hasattr(target, member)]
 
 

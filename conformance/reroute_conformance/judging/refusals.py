@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,15 +35,30 @@ def refusal_of(call: Callable[[], Any]) -> tuple[Any, Any]:
         return None, refused.__cause__ if hasattr(refused.__cause__, "field") else refused
 
 
-def judge_refusal(verdict: Verdict, where: str, error: Any, field: str) -> None:
-    """Whether a refusal that is due names its field and a remedy (RR-ERR-001)."""
+def judge_refusal(
+    verdict: Verdict, where: str, error: Any, field: str | re.Pattern[str], touched: Sequence[str] = ()
+) -> None:
+    """Whether a refusal that is due names its field and a remedy, and has left all as it was (RR-ERR-001).
+
+    Args:
+        verdict: filled.
+        where: of a violation.
+        error: what the target refused with.
+        field: that the error has to name, or a pattern of the fields that it may name.
+        touched: what is not as it was before.
+    """
     said = SimpleNamespace(field=getattr(error, "field", ""), remedy=getattr(error, "remedy", ""))
     detail = f"refused, but the error names field {said.field!r} and remedy {said.remedy!r}: {error}"
-    if (
-        verdict.require("RR-ERR-001", where, detail, accepted=False, error=said, touched=False)
-        and said.field != field
-    ):
-        verdict.violate("RR-ERR-001", where, f"the error names field {said.field!r}, not {field!r}: {error}")
+    if touched:
+        detail = f"refused, and yet {', '.join(touched[:3])} is not what it was"
+    if not verdict.require("RR-ERR-001", where, detail, accepted=False, error=said, touched=bool(touched)):
+        return
+    if isinstance(field, str):
+        right, expected = said.field == field, f"not {field!r}"
+    else:
+        right, expected = field.search(str(said.field)), f"expected {field.pattern}"
+    if not right:
+        verdict.violate("RR-ERR-001", where, f"the error names field {said.field!r}, {expected}: {error}")
 
 
 def judge_refused(case: RefusalCase, target: Target) -> Verdict:
@@ -75,7 +90,7 @@ def judge_refused(case: RefusalCase, target: Target) -> Verdict:
     where = f"{fault.call}, {case.fault}"
     verdict.require(fault.rule, where, "it was accepted", accepted=error is None, **_known(fault, model))
     if error is not None:
-        _judge_error(verdict, where, fault, error, touched)
+        judge_refusal(verdict, where, error, re.compile(fault.fields), touched)
     if not verdict.violations:
         _judge_next(verdict, where, right, target)
     return verdict
@@ -90,19 +105,6 @@ def judge_renumber(case: MropeCase, target: Target) -> Verdict:
     if verdict.require("RR-CFG-011", where, detail, **bound):
         judge_refusal(verdict, where, error, "positions")
     return verdict
-
-
-def _judge_error(verdict: Verdict, where: str, fault: Fault, error: Any, touched: list[str]) -> None:
-    said = SimpleNamespace(field=str(getattr(error, "field", "")), remedy=str(getattr(error, "remedy", "")))
-    detail = f"refused, but the error names field {said.field!r} and remedy {said.remedy!r}: {error}"
-    if touched:
-        detail = f"refused, and yet {', '.join(touched[:3])} is not what it was"
-    if not verdict.require("RR-ERR-001", where, detail, accepted=False, error=said, touched=bool(touched)):
-        return
-    if not re.search(fault.fields, said.field):
-        verdict.violate(
-            "RR-ERR-001", where, f"the error names field {said.field!r}, expected {fault.fields}: {error}"
-        )
 
 
 def _judge_next(verdict: Verdict, where: str, right: ModelCase, target: Target) -> None:

@@ -9,10 +9,9 @@ from functools import wraps
 from typing import Any
 from unittest import mock
 
+from ..protocol import MEMBERS
 from ..targets.reference_target import ReferenceTarget
 from . import faulty_targets as t
-
-_FAULTY = ("select", "run", "generate", "session", "run_prefix", "run_shards", "first_stage", "schedule")
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def patched(entry: Mutant) -> ReferenceTarget:
 
         return call
 
-    members = {name: faulty(getattr(entry.target, name)) for name in _FAULTY if hasattr(entry.target, name)}
+    asked = [name for names in MEMBERS.values() for name in names]
+    members = {name: faulty(getattr(entry.target, name)) for name in asked}
     target: ReferenceTarget = type("Patched", (entry.target,), {"name": f"mutant:{entry.name}", **members})()
     return target

@@ -15,7 +15,7 @@ from reroute_spec.canonical import CanonicalConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..protocol import Model
+from ..protocol import Answer, Decisions, Inputs, Model
 from .answers import MalformedError, SkippedError, UnansweredError
 from .messages import (
     Reply,
@@ -120,12 +120,12 @@ class CommandTarget:
     def run(
         self,
         model: Model,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         schedule: Schedule,
         *,
-        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
+        decisions: Decisions = None,
         continuation: Tensor | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "a command runs canonical decoders only")
@@ -150,7 +150,7 @@ class CommandTarget:
 
     def session(
         self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
-    ) -> list[list[dict[str, Any]] | Exception]:
+    ) -> list[list[Answer] | Exception]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "a command runs canonical decoders only")
@@ -167,7 +167,7 @@ class CommandTarget:
 
     def _step(
         self, operation: Mapping[str, Any], step: Mapping[str, Any], reply: Reply
-    ) -> list[dict[str, Any]] | Exception:
+    ) -> list[Answer] | Exception:
         """What one operation showed, or why it was refused."""
         if "refused" in step:
             said = step["refused"]
@@ -188,10 +188,7 @@ class CommandTarget:
         ]
 
     def schedule(
-        self,
-        given: str | Mapping[str, Any],
-        num_layers: int,
-        attention_blocks: Sequence[int] | None = None,
+        self, given: str | Mapping[str, Any], num_layers: int, attention_blocks: Sequence[int] | None = None
     ) -> Mapping[str, Any]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         inputs: dict[str, Any] = {
@@ -203,9 +200,7 @@ class CommandTarget:
         schedule: Mapping[str, Any] = self._ask("preset", inputs, "schedule")["schedule"]
         return schedule
 
-    def generate(
-        self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
-    ) -> Tensor:
+    def generate(self, model: nn.Module, inputs: Inputs, schedule: Schedule, max_new_tokens: int) -> Tensor:
         """Not part of the protocol."""
         raise RerouteError("generate", "is not part of the protocol", "leave the profile hf out")
 
@@ -217,7 +212,7 @@ class CommandTarget:
         self._folder.cleanup()
 
     def _ask(
-        self, kind: str, inputs: Mapping[str, Any], *needed: str, dtype: str = "float32", **files: str
+        self, kind: str, inputs: Inputs, *needed: str, dtype: str = "float32", **files: str
     ) -> dict[str, Any]:
         """The content of the ``result`` of one case.
 
@@ -249,7 +244,7 @@ class CommandTarget:
         self,
         kind: str,
         model: tuple[CanonicalConfig, dict[str, Tensor]],
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         tensors: dict[str, Tensor],
         needed: str,
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from reroute_spec import RerouteError, Schedule, plan, select
 from reroute_spec.presets import preset
 from torch import Tensor, nn
 
-from ..protocol import FAMILIES, PROFILES, Model, Target
+from ..protocol import FAMILIES, PROFILES, Answer, Decisions, Inputs, Model, Target
 from .reference_session import ReferenceSession, loaded, observe
 from .reference_work import prepared
 
@@ -37,12 +37,12 @@ class ReferenceTarget:
     def run(
         self,
         model: Model,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         schedule: Schedule,
         *,
-        decisions: Sequence[Sequence[Sequence[int]]] | None = None,
+        decisions: Decisions = None,
         continuation: Tensor | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         network = loaded(model)
         output = run(network, inputs, schedule, decisions=decisions)
@@ -53,17 +53,15 @@ class ReferenceTarget:
             for b, observed in enumerate(observe(output))
         ]
 
-    def generate(
-        self, model: nn.Module, inputs: Mapping[str, Any], schedule: Schedule, max_new_tokens: int
-    ) -> Tensor:
+    def generate(self, model: nn.Module, inputs: Inputs, schedule: Schedule, max_new_tokens: int) -> Tensor:
         """See :class:`~reroute_conformance.protocol.Target`."""
         return generate(model, inputs, schedule, max_new_tokens)
 
     def session(
         self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
-    ) -> list[list[dict[str, Any]] | Exception]:
+    ) -> list[list[Answer] | Exception]:
         """See :class:`~reroute_conformance.protocol.Target`."""
-        session, done = self.opened(model, schedule), list[list[dict[str, Any]] | Exception]()
+        session, done = self.opened(model, schedule), list[list[Answer] | Exception]()
         for operation in operations:
             try:
                 done.append(session.step(operation))
@@ -76,31 +74,26 @@ class ReferenceTarget:
         return ReferenceSession(loaded(model), schedule)
 
     def schedule(
-        self,
-        given: str | Mapping[str, Any],
-        num_layers: int,
-        attention_blocks: Sequence[int] | None = None,
+        self, given: str | Mapping[str, Any], num_layers: int, attention_blocks: Sequence[int] | None = None
     ) -> Mapping[str, Any]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(given, str):
             return Schedule.from_dict(given).to_dict()
         return preset(given, num_layers, attention_blocks).to_dict()
 
-    def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
+    def first_stage(self, model: nn.Module, inputs: Inputs, tier: str) -> Mapping[str, Any]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         return first_stage(model, inputs, tier)
 
     def run_prefix(
-        self, model: Model, inputs: Sequence[Mapping[str, Any]], schedule: Schedule, rows: int
-    ) -> list[list[dict[str, Any]]]:
+        self, model: Model, inputs: Sequence[Inputs], schedule: Schedule, rows: int
+    ) -> list[list[Answer]]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         network = loaded(model)
         prefix = prefix_of(network, inputs[0], schedule, rows)
         return [observe(run(network, batch, schedule, prefix=prefix)) for batch in inputs]
 
-    def run_shards(
-        self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, shards: int
-    ) -> list[list[dict[str, Any]]]:
+    def run_shards(self, model: Model, inputs: Inputs, schedule: Schedule, shards: int) -> list[list[Answer]]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(model, tuple):
             raise RerouteError("model", "is a module", "the reference shards canonical decoders only")

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..cases.case import ConfigCase, SelectCase
 from ..judging.one_request import RequestJudge
+from ..judging.refusals import refusal_of
 from ..judging.routed_batch import check_trace, judge_batch
 from ..judging.schedules import judge_config
 from ..judging.selection import judge_select
 from ..protocol import Target
 from ..targets.answers import (
     MalformedError,
-    SkippedError,
     UnansweredError,
     first_difference,
     read_answers,
@@ -89,13 +89,11 @@ def _judge_refusal(case: VectorCase, call: Callable[[], Any], nan: Tensor | None
     verdict, rule, due = Verdict(), _rule(case), case.vector.data["expected"]["error"]["field"]
     error: Any = None
     try:
-        call()
-    except (UnansweredError, SkippedError):
+        _, error = refusal_of(call)
+    except UnansweredError:
         raise
     except MalformedError:
-        pass
-    except Exception as refused:
-        error = refused.__cause__ if hasattr(refused.__cause__, "field") else refused
+        pass  # neither accepted nor refused
     if rule == "RR-SEL-005":
         scores = [float("nan")] if nan is None else nan.tolist()
         detail = "a NaN was given, yet rows were selected: it must be an error"
