@@ -4,54 +4,28 @@ from functools import cache
 
 import pytest
 import torch
+from reroute_conformance.tiny import NARROW_IMAGE, NARROW_PATCHES, narrow_llava
 from reroute_optimized import apply, routed
 from reroute_optimized.conforming.target import torch_target
 from reroute_reference import run
 from reroute_reference.nuwa import first_stage
 from reroute_spec import RerouteError, Schedule
 from torch.testing import assert_close
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from .. import tiny
 
-PATCHES, LAYERS = 576, 8
+LAYERS = 8
 
 
 @cache
 def llava():
-    """24 x 24 patches and 24 blocks, as the stage asks; all else tiny."""
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=24,
-        num_attention_heads=2,
-        image_size=96,
-        patch_size=4,
-        projection_dim=16,
-    )
-    text = LlamaConfig(
-        vocab_size=200,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=190, image_seq_length=PATCHES)
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.2, generator=generator)
+    model = narrow_llava(num_layers=LAYERS)
     model.generation_config.eos_token_id = None
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def prompt(before, images, after):
-    return [1, *range(3, 3 + before), *[190] * (PATCHES * images), *range(50, 50 + after)]
+    return [1, *range(3, 3 + before), *[NARROW_IMAGE] * (NARROW_PATCHES * images), *range(50, 50 + after)]
 
 
 def batch(rows, side="left"):
@@ -60,8 +34,8 @@ def batch(rows, side="left"):
     ids = [p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)]
     mask = [p + [1] * len(r) if side == "left" else [1] * len(r) + p for p, r in zip(pads, rows, strict=True)]
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    count = sum(row.count(190) // PATCHES for row in rows)
-    pixels = torch.randn(count, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    count = sum(row.count(NARROW_IMAGE) // NARROW_PATCHES for row in rows)
+    pixels = torch.randn(count, 3, 336, 336, generator=torch.Generator().manual_seed(1))
     return {**inputs, "pixel_values": pixels} if count else inputs
 
 
@@ -90,7 +64,7 @@ def test_the_preset_runs_both_stages(name):
     with routed(model, name) as result:
         out = model(**inputs)
     kept = {"64": 112, "128": 224}[tier]
-    assert result.traces[0].num_rows == len(ROWS[0]) - PATCHES + kept
+    assert result.traces[0].num_rows == len(ROWS[0]) - NARROW_PATCHES + kept
     assert [d.selected for d in result.traces[0].decisions] == [
         d.selected for d in expected.traces[0].decisions
     ]
@@ -123,7 +97,7 @@ def test_later_turns_bring_images_of_their_own():
         cache = model(**first).past_key_values
         mask = torch.cat([first["attention_mask"], torch.ones(3, 2, dtype=torch.long)], dim=1)
         model(input_ids=torch.tensor([[5, 6]] * 3), attention_mask=mask, past_key_values=cache)
-        turn = batch([prompt(3, 1, 5), [1, *[7] * 8, *[190] * PATCHES], [8] * 585])
+        turn = batch([prompt(3, 1, 5), [1, *[7] * 8, *[NARROW_IMAGE] * NARROW_PATCHES], [8] * 585])
         del turn["attention_mask"]
         model(**turn, past_key_values=cache)
         model(input_ids=torch.tensor([[5]] * 3), past_key_values=cache)
