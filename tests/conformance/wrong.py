@@ -6,131 +6,80 @@ import numpy
 import torch
 from reroute_conformance.targets import ReferenceTarget
 
+_REFERENCE = ReferenceTarget()
+
 
 class _Renamed(ReferenceTarget):
     name = "renamed"
 
 
-def right():
-    return _Renamed()
+class _Trap(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *args, **kwargs):
+        raise RuntimeError("a trap")
 
 
-def raises():
-    class Raises(_Renamed):
-        def run(self, *args, **kwargs):
-            raise ZeroDivisionError("kernel launch")
-
-    return Raises()
+class _UnsayableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
 
 
-def returns_none():
-    class ReturnsNone(_Renamed):
-        def run(self, *args, **kwargs):
-            return None
+def _with(**members):
+    """A factory of targets that are the reference but for ``members``."""
 
-    return ReturnsNone()
+    def factory():
+        target = _Renamed()
+        vars(target).update(members)
+        return target
 
-
-def one_request_missing():
-    class OneMissing(_Renamed):
-        def run(self, *args, **kwargs):
-            return super().run(*args, **kwargs)[:-1]
-
-    return OneMissing()
+    return factory
 
 
-def no_keys():
-    class NoKeys(_Renamed):
-        def run(self, *args, **kwargs):
-            return [{**row, "keys": row["keys"][:-1]} for row in super().run(*args, **kwargs)]
-
-    return NoKeys()
+def _answering(change):
+    """``run`` answers what ``change`` makes of the reference's answers."""
+    return _with(run=lambda *args, **named: change(_REFERENCE.run(*args, **named)))
 
 
-def logits_of_another_shape():
-    class OtherShape(_Renamed):
-        def run(self, *args, **kwargs):
-            return [{**row, "logits": row["logits"][..., :-1]} for row in super().run(*args, **kwargs)]
-
-    return OtherShape()
+def _showing(change):
+    """``change`` says what else is shown of a request, from what the reference shows."""
+    return _answering(lambda rows: [{**row, **change(row)} for row in rows])
 
 
-def nan_logits():
-    class NanLogits(_Renamed):
-        def run(self, *args, **kwargs):
-            return [{**row, "logits": row["logits"] * float("nan")} for row in super().run(*args, **kwargs)]
-
-    return NanLogits()
+def _tracing(change):
+    return _showing(lambda row: {"trace": replace(row["trace"], **change(row["trace"]))})
 
 
-def selects_out_of_range():
-    class OutOfRange(_Renamed):
-        def select(self, scores, k):
-            return [len(scores)] * k
-
-    return OutOfRange()
+def _recording(change):
+    return _tracing(
+        lambda trace: {"decisions": tuple(replace(record, **change(record)) for record in trace.decisions)}
+    )
 
 
-def ignores_replay():
-    class IgnoresReplay(_Renamed):
-        def run(self, model, inputs, schedule, *, decisions=None, continuation=None):
-            return super().run(model, inputs, schedule, continuation=continuation)
-
-    return IgnoresReplay()
+def _leaving_out(quantity):
+    return _answering(lambda rows: [{name: x for name, x in row.items() if name != quantity} for row in rows])
 
 
-def only_batch():
-    target = _Renamed()
-    target.profiles = frozenset({"batch"})
-    return target
+def _raising(error, *words):
+    def run(*args, **named):
+        raise error(*words)
+
+    return _with(run=run)
 
 
-def unknown_profile():
-    target = _Renamed()
-    target.profiles = frozenset({"core", "quantum"})
-    return target
+def _ignoring_replay(model, inputs, schedule, *, decisions=None, continuation=None):
+    return _REFERENCE.run(model, inputs, schedule, continuation=continuation)
 
 
-def no_target():
-    return object()
+def _in_float64(model, inputs, schedule, **rest):
+    if isinstance(model, tuple):
+        model = (model[0], {name: weight.double() for name, weight in model[1].items()})
+    return _REFERENCE.run(model, inputs, schedule, **rest)
 
 
-def slightly_off():
-    """Logits wrong by a few float16 ulps: what a silent downcast does."""
-
-    class SlightlyOff(_Renamed):
-        def run(self, *args, **kwargs):
-            return [{**row, "logits": row["logits"].half().float()} for row in super().run(*args, **kwargs)]
-
-    return SlightlyOff()
-
-
-def _changing_rows(change):
-    class Changed(_Renamed):
-        def run(self, *args, **kwargs):
-            return [change(dict(row)) for row in super().run(*args, **kwargs)]
-
-    return Changed()
-
-
-def _changing_trace(**changes):
-    return _changing_rows(lambda row: {**row, "trace": replace(row["trace"], **changes)})
-
-
-def _changing_records(change):
-    def changed(row):
-        records = tuple(replace(record, **change(record)) for record in row["trace"].decisions)
-        return {**row, "trace": replace(row["trace"], decisions=records)}
-
-    return _changing_rows(changed)
-
-
-def exits():
-    class Exits(_Renamed):
-        def run(self, *args, **kwargs):
-            raise SystemExit(0)
-
-    return Exits()
+def _altering_weights(model, *args, **named):
+    if isinstance(model, torch.nn.Module):
+        model.get_output_embeddings().weight.data.mul_(0.5)
+    return _REFERENCE.run(model, *args, **named)
 
 
 def factory_exits():
@@ -141,212 +90,69 @@ def factory_raises():
     return 1 // 0
 
 
+right = _with()
+no_target = object
 not_callable = 3
 
-
-def profiles_are_a_number():
-    target = _Renamed()
-    target.profiles = 0
-    return target
-
-
-def no_logits():
-    return _changing_rows(lambda row: {name: value for name, value in row.items() if name != "logits"})
-
-
-def no_decode_logits():
-    return _changing_rows(lambda row: {name: value for name, value in row.items() if name != "decode_logits"})
-
-
-def scalar_keys():
-    return _changing_rows(lambda row: {**row, "keys": [keys.sum() for keys in row["keys"]]})
-
-
-def complex_logits():
-    return _changing_rows(lambda row: {**row, "logits": row["logits"].to(torch.complex64)})
-
-
-def no_residuals():
-    return _changing_rows(lambda row: {**row, "residuals": {}})
-
-
-def trace_without_decisions():
-    return _changing_trace(decisions=None)
-
-
-def trace_of_one_row():
-    return _changing_trace(num_rows=1)
-
-
-def trace_of_fewer_cached_rows():
-    return _changing_rows(
-        lambda row: {**row, "trace": replace(row["trace"], kv_rows=tuple(1 for _ in row["trace"].kv_rows))}
-    )
-
-
-def selected_is_none():
-    return _changing_records(lambda record: {"selected": None})
-
-
-def selected_is_a_tensor():
-    return _changing_records(lambda record: {"selected": torch.tensor(record.selected)})
-
-
-def stage_off_by_one():
-    return _changing_records(lambda record: {"stage": record.stage + 1})
-
-
-def layer_off_by_one():
-    return _changing_records(lambda record: {"layer": record.layer + 1})
-
-
-def scores_are_zero():
-    return _changing_records(lambda record: {"scores": tuple(0.0 for _ in record.scores)})
-
-
-def scores_are_nan():
-    return _changing_records(lambda record: {"scores": tuple(float("nan") for _ in record.scores)})
-
-
-def nothing_deferred():
-    return _changing_records(lambda record: {"deferred": ()})
-
-
-def everything_reenters():
-    return _changing_records(lambda record: {"reentered": record.selected})
-
-
-def another_margin():
-    return _changing_records(lambda record: {"margin": 7.0})
-
-
-def selects_none():
-    target = _Renamed()
-    target.select = lambda scores, k: None
-    return target
-
-
-def selects_numpy_integers():
-    target = _Renamed()
-    target.select = lambda scores, k: list(
-        numpy.array(ReferenceTarget().select(scores, k), dtype=numpy.int64)
-    )
-    return target
-
-
-def generates_a_list():
-    target = _Renamed()
-    target.generate = lambda *args: [1, 2, 3]
-    return target
-
-
-def float64_inside():
-    """Honest, and more exact than asked."""
-
-    class Wide(_Renamed):
-        def run(self, model, inputs, schedule, **rest):
-            if isinstance(model, tuple):
-                model = (model[0], {name: weight.double() for name, weight in model[1].items()})
-            return super().run(model, inputs, schedule, **rest)
-
-    return Wide()
-
-
-def alters_the_weights():
-    class Alters(_Renamed):
-        def run(self, model, *args, **kwargs):
-            if isinstance(model, torch.nn.Module):
-                model.get_output_embeddings().weight.data.mul_(0.5)
-            return super().run(model, *args, **kwargs)
-
-    return Alters()
-
-
-def one_decoded_row_too_many():
-    return _changing_rows(
-        lambda row: {**row, "decode_logits": torch.cat([row["logits"][-1:], row["decode_logits"]])}
-    )
-
-
-def lists_in_the_trace():
-    return _changing_rows(
-        lambda row: {**row, "trace": replace(row["trace"], visual_rows=list(row["trace"].visual_rows))}
-    )
-
-
-def families_are_a_number():
-    target = _Renamed()
-    target.families = 3
-    return target
-
-
-def families_are_a_string():
-    target = _Renamed()
-    target.families = "llava"
-    return target
-
-
-def profiles_hold_a_list():
-    target = _Renamed()
-    target.profiles = [["core"]]
-    return target
-
-
-def name_is_a_number():
-    target = _Renamed()
-    target.name = 7
-    return target
-
-
-class _UnsayableError(Exception):
-    def __str__(self):
-        raise RuntimeError("no words")
-
-
-def raises_what_cannot_be_said():
-    class Raises(_Renamed):
-        def run(self, *args, **kwargs):
-            raise _UnsayableError
-
-    return Raises()
-
-
-def leaves_by_the_back_door():
-    class Raises(_Renamed):
-        def run(self, *args, **kwargs):
-            raise GeneratorExit
-
-    return Raises()
-
-
-class _Trap(torch.Tensor):
-    @classmethod
-    def __torch_function__(cls, *args, **kwargs):
-        raise RuntimeError("a trap")
-
-
-def logits_are_a_trap():
-    class Traps(_Renamed):
-        def run(self, *args, **kwargs):
-            rows = super().run(*args, **kwargs)
-            return [{**row, "logits": torch.Tensor._make_subclass(_Trap, row["logits"])} for row in rows]
-
-    return Traps()
-
-
-def reasons_are_a_list():
-    target = _Renamed()
-    target.unavailable = ["core"]
-    return target
-
-
-def reasons_of_nothing_known():
-    target = _Renamed()
-    target.unavailable = {"quantum": "needs a quantum computer"}
-    return target
-
-
-def a_reason_without_words():
-    target = _Renamed()
-    target.unavailable = {"core": " "}
-    return target
+# what a target claims
+only_batch = _with(profiles=frozenset({"batch"}))
+unknown_profile = _with(profiles=frozenset({"core", "quantum"}))
+profiles_are_a_number = _with(profiles=0)
+profiles_hold_a_list = _with(profiles=[["core"]])
+families_are_a_number = _with(families=3)
+families_are_a_string = _with(families="llava")
+name_is_a_number = _with(name=7)
+reasons_are_a_list = _with(unavailable=["core"])
+reasons_of_nothing_known = _with(unavailable={"quantum": "needs a quantum computer"})
+a_reason_without_words = _with(unavailable={"core": " "})
+
+# what it raises
+raises = _raising(ZeroDivisionError, "kernel launch")
+exits = _raising(SystemExit, 0)
+leaves_by_the_back_door = _raising(GeneratorExit)
+raises_what_cannot_be_said = _raising(_UnsayableError)
+
+# what it does with what it is given
+ignores_replay = _with(run=_ignoring_replay)
+float64_inside = _with(run=_in_float64)  # honest, and more exact than asked
+alters_the_weights = _with(run=_altering_weights)
+
+# what it selects and generates
+selects_none = _with(select=lambda scores, k: None)
+selects_out_of_range = _with(select=lambda scores, k: [len(scores)] * k)
+selects_numpy_integers = _with(
+    select=lambda scores, k: list(numpy.array(_REFERENCE.select(scores, k), dtype=numpy.int64))
+)
+generates_a_list = _with(generate=lambda *args: [1, 2, 3])
+
+# what it shows of a run
+returns_none = _answering(lambda rows: None)
+one_request_missing = _answering(lambda rows: rows[:-1])
+no_keys = _showing(lambda row: {"keys": row["keys"][:-1]})
+scalar_keys = _showing(lambda row: {"keys": [keys.sum() for keys in row["keys"]]})
+no_residuals = _showing(lambda row: {"residuals": {}})
+no_logits = _leaving_out("logits")
+no_decode_logits = _leaving_out("decode_logits")
+logits_of_another_shape = _showing(lambda row: {"logits": row["logits"][..., :-1]})
+nan_logits = _showing(lambda row: {"logits": row["logits"] * float("nan")})
+complex_logits = _showing(lambda row: {"logits": row["logits"].to(torch.complex64)})
+logits_are_a_trap = _showing(lambda row: {"logits": torch.Tensor._make_subclass(_Trap, row["logits"])})
+slightly_off = _showing(lambda row: {"logits": row["logits"].half().float()})  # as a silent downcast does
+one_decoded_row_too_many = _showing(
+    lambda row: {"decode_logits": torch.cat([row["logits"][-1:], row["decode_logits"]])}
+)
+
+# what its trace says
+trace_without_decisions = _tracing(lambda trace: {"decisions": None})
+trace_of_one_row = _tracing(lambda trace: {"num_rows": 1})
+trace_of_fewer_cached_rows = _tracing(lambda trace: {"kv_rows": tuple(1 for _ in trace.kv_rows)})
+lists_in_the_trace = _tracing(lambda trace: {"visual_rows": list(trace.visual_rows)})
+selected_is_none = _recording(lambda record: {"selected": None})
+selected_is_a_tensor = _recording(lambda record: {"selected": torch.tensor(record.selected)})
+stage_off_by_one = _recording(lambda record: {"stage": record.stage + 1})
+layer_off_by_one = _recording(lambda record: {"layer": record.layer + 1})
+scores_are_zero = _recording(lambda record: {"scores": tuple(0.0 for _ in record.scores)})
+scores_are_nan = _recording(lambda record: {"scores": tuple(float("nan") for _ in record.scores)})
+nothing_deferred = _recording(lambda record: {"deferred": ()})
+everything_reenters = _recording(lambda record: {"reentered": record.selected})
+another_margin = _recording(lambda record: {"margin": 7.0})

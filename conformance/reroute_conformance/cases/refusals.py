@@ -36,6 +36,7 @@ _SMALL: dict[str, Any] = {
 }
 _ONE_DECISION: dict[str, Any] = {"action": "reroute", "decisions": [{"layer": 3, "keep": "0.5"}]}
 Inputs = dict[str, Any]
+Put = Callable[[nn.Module, Inputs], Inputs]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Fault:
     rule: str
     fields: str
     given: Mapping[str, Any]
-    put: Callable[[nn.Module, Inputs], Inputs] = lambda model, inputs: inputs
+    put: Put = lambda model, inputs: inputs
     call: str = "run"
     schedule: Mapping[str, Any] = field(default_factory=lambda: _ONE_DECISION)
     model: Callable[[], nn.Module] | None = None
@@ -91,14 +92,14 @@ LAYOUT = [False, True, True, True, False], [2]
 KINDS[RefusalCase.kind] = RefusalCase
 
 
-def _with(**changed: Callable[[Inputs], Any]) -> Callable[[nn.Module, Inputs], Inputs]:
+def _with(**changed: Callable[[Inputs], Any]) -> Put:
     def put(model: nn.Module, inputs: Inputs) -> Inputs:
         return {**inputs, **{name: value(inputs) for name, value in changed.items()}}
 
     return put
 
 
-def _cached(make: Callable[[Any], Any]) -> Callable[[nn.Module, Inputs], Inputs]:
+def _cached(make: Callable[[Any], Any]) -> Put:
     def put(model: Any, inputs: Inputs) -> Inputs:
         return {**inputs, "past_key_values": make(model.config.get_text_config())}
 
@@ -115,7 +116,7 @@ def _filled(config: Any) -> DynamicCache:
     return cache
 
 
-def _without(*names: str) -> Callable[[nn.Module, Inputs], Inputs]:
+def _without(*names: str) -> Put:
     return lambda model, inputs: {name: value for name, value in inputs.items() if name not in names}
 
 
@@ -186,7 +187,6 @@ def sliding_qwen() -> nn.Module:
 _MASK = r"^attention_mask(\[0\])?$"
 _FEATURES = r"^(pixel_values|input_ids)$"
 _CACHE = r"^(past_key_values|cache_implementation)$"
-_UNREADABLE = {"readable": False}
 
 
 def _ones(*shape: Callable[[Inputs], int]) -> Callable[[Inputs], Tensor]:
@@ -197,128 +197,69 @@ def _rows(inputs: Inputs) -> int:
     return int(inputs["input_ids"].shape[1])
 
 
+def _unreadable(fields: str, put: Put = lambda model, inputs: inputs, **rest: Any) -> Fault:
+    return Fault("RR-ERR-005", fields, {"readable": False}, put, **rest)
+
+
+def _undescribed(what: str, model: Callable[[], nn.Module], *families: str) -> Fault:
+    return Fault("RR-ERR-002", r"^model$", {"family": what}, model=model, families=families)
+
+
+def _mode(mode: str, put: Put, call: str = "generate", fields: str = _CACHE) -> Fault:
+    return Fault("RR-KV-011", fields, {"mode": mode}, put, call)
+
+
+def _labels(action: str, **rest: Any) -> Fault:
+    given = {"action": action, "labels_given": True}
+    return Fault(
+        "RR-ERR-004", r"^labels$", given, _with(labels=lambda inputs: inputs["input_ids"].clone()), **rest
+    )
+
+
 FAULTS: dict[str, Fault] = {
-    "mask-of-another-length": Fault(
-        "RR-ERR-005",
-        _MASK,
-        _UNREADABLE,
-        _with(attention_mask=_ones(lambda _: 1, lambda inputs: _rows(inputs) + 1)),
+    "mask-of-another-length": _unreadable(
+        _MASK, _with(attention_mask=_ones(lambda _: 1, lambda inputs: _rows(inputs) + 1))
     ),
-    "mask-of-four-axes": Fault(
-        "RR-ERR-005",
-        _MASK,
-        _UNREADABLE,
-        _with(attention_mask=_ones(lambda _: 1, lambda _: 1, _rows, _rows)),
+    "mask-of-four-axes": _unreadable(
+        _MASK, _with(attention_mask=_ones(lambda _: 1, lambda _: 1, _rows, _rows))
     ),
-    "mask-of-segments": Fault(
-        "RR-ERR-005",
-        _MASK,
-        _UNREADABLE,
-        _with(attention_mask=lambda inputs: 1 + (torch.arange(_rows(inputs)) > 2).long()[None]),
+    "mask-of-segments": _unreadable(
+        _MASK, _with(attention_mask=lambda inputs: 1 + (torch.arange(_rows(inputs)) > 2).long()[None])
     ),
-    "no-real-row": Fault(
-        "RR-ERR-005", _MASK, _UNREADABLE, _with(attention_mask=lambda inputs: 0 * inputs["attention_mask"])
+    "no-real-row": _unreadable(_MASK, _with(attention_mask=lambda inputs: 0 * inputs["attention_mask"])),
+    "one-placeholder-less": _unreadable(_FEATURES, _one_placeholder_less),
+    "placeholders-without-pixels": _unreadable(_FEATURES, _without("pixel_values", "image_grid_thw")),
+    "ids-of-floats": _unreadable(r"^input_ids$", _with(input_ids=lambda inputs: inputs["input_ids"].float())),
+    "pixels-in-a-list": _unreadable(
+        r"^pixel_values$", _with(pixel_values=lambda inputs: inputs["pixel_values"].tolist())
     ),
-    "one-placeholder-less": Fault("RR-ERR-005", _FEATURES, _UNREADABLE, _one_placeholder_less),
-    "placeholders-without-pixels": Fault(
-        "RR-ERR-005", _FEATURES, _UNREADABLE, _without("pixel_values", "image_grid_thw")
+    "images-that-do-not-add-up": _unreadable(
+        r"^images(\[0\])?$", call="plan", schedule={**_ONE_DECISION, "scope": "image"}
     ),
-    "ids-of-floats": Fault(
-        "RR-ERR-005", r"^input_ids$", _UNREADABLE, _with(input_ids=lambda inputs: inputs["input_ids"].float())
+    "training-mode": _unreadable(r"^model\.training$", training=True),
+    "labels-under-delete": _labels("delete", schedule={**_ONE_DECISION, "action": "delete"}),
+    "labels-under-reroute": _labels("reroute", answered=True),
+    "another-class": _undescribed("MistralForCausalLM", another_class),
+    "another-text-decoder": _undescribed("LLaVA over Mistral", another_text_decoder, "llava"),
+    "sliding-window": _undescribed("LLaVA over Qwen2 that attends a window", sliding_llava, "llava"),
+    "sliding-window-of-qwen": _undescribed("Qwen2.5-VL that attends a window", sliding_qwen, "qwen2_5_vl"),
+    "static-cache": _mode(
+        "static", _cached(lambda config: StaticCache(config=config, max_cache_len=64)), "run"
     ),
-    "pixels-in-a-list": Fault(
-        "RR-ERR-005",
-        r"^pixel_values$",
-        _UNREADABLE,
-        _with(pixel_values=lambda inputs: inputs["pixel_values"].tolist()),
+    "offloaded-cache": _mode(
+        "offloaded", _cached(lambda config: DynamicCache(config=config, offloading=True)), "run"
     ),
-    "images-that-do-not-add-up": Fault(
-        "RR-ERR-005",
-        r"^images(\[0\])?$",
-        _UNREADABLE,
-        call="plan",
-        schedule={**_ONE_DECISION, "scope": "image"},
+    "cache-of-another-run": _mode("filled by another run", _cached(_filled), "run"),
+    "quantized-cache": _mode("quantized", _with(cache_implementation=lambda _: "quantized")),
+    "static-cache-by-name": _mode("static", _with(cache_implementation=lambda _: "static")),
+    "prefill-in-chunks": _mode(
+        "chunked prefill", _with(prefill_chunk_size=lambda _: 4), fields=r"^prefill_chunk_size$"
     ),
-    "training-mode": Fault("RR-ERR-005", r"^model\.training$", _UNREADABLE, training=True),
-    "labels-under-delete": Fault(
-        "RR-ERR-004",
-        r"^labels$",
-        {"action": "delete", "labels_given": True},
-        _with(labels=lambda inputs: inputs["input_ids"].clone()),
-        schedule={**_ONE_DECISION, "action": "delete"},
+    "assistant": _mode(
+        "assisted", lambda model, inputs: {**inputs, "assistant_model": model}, fields=r"^assistant_model$"
     ),
-    "labels-under-reroute": Fault(
-        "RR-ERR-004",
-        r"^labels$",
-        {"action": "reroute", "labels_given": True},
-        _with(labels=lambda inputs: inputs["input_ids"].clone()),
-        answered=True,
-    ),
-    "another-class": Fault("RR-ERR-002", r"^model$", {"family": "MistralForCausalLM"}, model=another_class),
-    "another-text-decoder": Fault(
-        "RR-ERR-002",
-        r"^model$",
-        {"family": "LLaVA over Mistral"},
-        model=another_text_decoder,
-        families=("llava",),
-    ),
-    "sliding-window": Fault(
-        "RR-ERR-002",
-        r"^model$",
-        {"family": "LLaVA over Qwen2 that attends a window"},
-        model=sliding_llava,
-        families=("llava",),
-    ),
-    "sliding-window-of-qwen": Fault(
-        "RR-ERR-002",
-        r"^model$",
-        {"family": "Qwen2.5-VL that attends a window"},
-        model=sliding_qwen,
-        families=("qwen2_5_vl",),
-    ),
-    "static-cache": Fault(
-        "RR-KV-011",
-        _CACHE,
-        {"mode": "static"},
-        _cached(lambda config: StaticCache(config=config, max_cache_len=64)),
-    ),
-    "offloaded-cache": Fault(
-        "RR-KV-011",
-        _CACHE,
-        {"mode": "offloaded"},
-        _cached(lambda config: DynamicCache(config=config, offloading=True)),
-    ),
-    "cache-of-another-run": Fault("RR-KV-011", _CACHE, {"mode": "filled by another run"}, _cached(_filled)),
-    "quantized-cache": Fault(
-        "RR-KV-011",
-        _CACHE,
-        {"mode": "quantized"},
-        _with(cache_implementation=lambda _: "quantized"),
-        "generate",
-    ),
-    "static-cache-by-name": Fault(
-        "RR-KV-011", _CACHE, {"mode": "static"}, _with(cache_implementation=lambda _: "static"), "generate"
-    ),
-    "prefill-in-chunks": Fault(
-        "RR-KV-011",
-        r"^prefill_chunk_size$",
-        {"mode": "chunked prefill"},
-        _with(prefill_chunk_size=lambda _: 4),
-        "generate",
-    ),
-    "assistant": Fault(
-        "RR-KV-011",
-        r"^assistant_model$",
-        {"mode": "assisted"},
-        lambda model, inputs: {**inputs, "assistant_model": model},
-        "generate",
-    ),
-    "prompt-lookup": Fault(
-        "RR-KV-011",
-        r"^prompt_lookup_num_tokens$",
-        {"mode": "assisted"},
-        _with(prompt_lookup_num_tokens=lambda _: 3),
-        "generate",
+    "prompt-lookup": _mode(
+        "assisted", _with(prompt_lookup_num_tokens=lambda _: 3), fields=r"^prompt_lookup_num_tokens$"
     ),
     "decision-of-linear-attention": Fault(
         "RR-SCORE-006",
