@@ -1,4 +1,8 @@
-"""The public face: route a transformers model in place, and give it back as it was."""
+"""Routes a transformers model in place and gives it back as it was: ``apply``, ``remove``, ``routed`` and ``Routed``.
+
+``apply`` gives the model and its text decoder subclasses of their own classes, and leaves the model untouched where it
+fails. ``remove`` undoes every change.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,11 @@ if TYPE_CHECKING:
 
 
 class Routed:
-    """What the last prefill of a routed model decided; readable after the model is given back, until the next prefill."""
+    """The handle of a routed model, on which the decisions of its last prefill can be read.
+
+    It shows the last prefill that has finished, and the next one replaces it. It stays readable after the model is
+    given back.
+    """
 
     def __init__(self, router: Router, shards: Shards | None) -> None:
         self._router = router
@@ -78,16 +86,18 @@ class Routed:
 
     @torch.no_grad()
     def prefix(self, inputs: Mapping[str, Any]) -> Prefix:
-        """Run what many prompts begin with, once: the blocks before the first decision, which every row runs.
+        """Run the beginning that many prompts share once, through the blocks before the first decision.
 
-        ``with prefix:`` prefills start after it; see :class:`Prefix`. The last prefill stays readable.
+        Every row runs those blocks. Inside ``with prefix:`` prefills start after it; see :class:`Prefix`. The last
+        prefill stays readable.
 
         Args:
             inputs: what the model's processor returns for the beginning of a prompt, images included; or one request's
                 ``inputs_embeds`` [1, P, d].
 
         Raises:
-            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was removed.
+            RerouteError: several requests, padding, a cache or labels; another prefix is in use; the routing was
+                removed.
         """
         return make_prefix(self._router, inputs)
 
@@ -99,14 +109,14 @@ class Routed:
         request: int = 0,
         beside: Routed | None = None,
     ) -> Shown:
-        """The last prefill to look at: which patches ran, were deferred and re-entered, decision by decision.
+        """Draw the last prefill: which patches ran, were deferred and re-entered, decision by decision.
 
-        A notebook displays what is returned, ``save`` writes it as a page (``.html``), a figure (``.png``) or data
+        A notebook displays what is returned. Its ``save`` writes it as a page (``.html``), a figure (``.png``) or data
         (``.json``) that draws elsewhere, without the model. Without inputs the grid is drawn, and no picture.
 
         Args:
             inputs: what the prefill was given, for its pictures.
-            processor: that made them.
+            processor: the processor that made the inputs.
             request: place in the batch.
             beside: another routing of the same inputs, such as the pruning method.
 
@@ -125,7 +135,7 @@ class Routed:
         return Shown(view_of(self._router, self._last("show"), request, inputs, processor, other))
 
     def _repr_html_(self) -> str | None:
-        """What a notebook displays: the first request of the last prefill; nothing special before there is one."""
+        """Draw the first request of the last prefill for a notebook; None before there is one."""
         return None if self._router.last is None else self.show()._repr_html_()
 
     def _last(self, what: str) -> Prefill:
@@ -243,7 +253,7 @@ def _loaded(schedule: Schedule | str | Path, decoder: Decoder) -> Schedule:
 
 
 def _first_stage(model: nn.Module, family: Family, schedule: Schedule | str | Path) -> FirstStage | None:
-    """What a preset of Nüwa does in the vision tower, where that is defined."""
+    """The first stage in the vision tower that belongs to a preset of Nüwa; None for any other schedule or model."""
     if not isinstance(schedule, str) or schedule not in presets() or family.tower is None:
         return None
     method, _, tier = schedule.rpartition("-")

@@ -41,13 +41,13 @@ class Shown:
 
     def html(self) -> str:
         """The page."""
-        from .page import page
+        from .page import page  # needs jinja2, which a saved view does not
 
         return page(self.view)
 
     def figure(self, *, dark: bool = False) -> Any:
         """A matplotlib figure: all decisions beside each other."""
-        from .figure import figure
+        from .figure import figure  # needs matplotlib, which a page does not
 
         return figure(self.view, dark=dark)
 
@@ -112,11 +112,11 @@ def check_path(path: str | Path) -> Path:
     if not os.access(there, os.W_OK):
         raise RerouteError("path", f"{path} cannot be written ({there} is read-only)", _WRITABLE)
     if path.suffix.lower() == ".html":
-        from .page import check_jinja2
+        from .page import check_jinja2  # as above
 
         check_jinja2()
     elif path.suffix.lower() == ".png":
-        from .figure import check_matplotlib
+        from .figure import check_matplotlib  # as above
 
         check_matplotlib()
     return path

@@ -1,4 +1,8 @@
-"""The canonical decoder as a real transformers model, so that what the suite checks is what users run."""
+"""Builds the specification's canonical decoder as a transformers model, so that the suite checks the code that users run.
+
+A decoder with scalar positions becomes a Llama, Qwen2 or Qwen3. A decoder with positions of three coordinates becomes a
+Qwen2.5-VL or a Qwen3-VL, or a Qwen3-VL with parts changed where no class has all that it asks for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Where a conformance run's models and tensors are: the suite's are on a CPU, a target's may have to be on a GPU."""
+"""Moves the models and tensors of a conformance run to the target's device, and its answers back to the CPU.
+
+The suite keeps everything on a CPU, while a target may have to run on a GPU. While a model runs elsewhere, cuDNN's
+convolutions compute in full float32, as the suite's tolerances expect.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ _CPU = torch.device("cpu")
 
 
 def placed(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a target, its first argument a model, computed at the target's ``place``; what it returns is on the CPU."""
+    """Wrap a method of a target so that it runs on the target's ``place``.
+
+    The method's first argument is a model. The model and all tensors are moved there for the call, and what the method
+    returns is moved to the CPU.
+    """
 
     @wraps(method)
     def call(target: Any, model: Any, *args: Any, **named: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Nüwa's first stage by itself: the prompts that a decoder is then given."""
+"""Runs Nüwa's first stage by itself and returns the prompts that the decoder would then be given.
+
+The stage is hooked into the vision tower of a model that is not routed, and the forward is stopped where the text
+decoder would begin.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from ..turn.layout import flags, read_masks
 
 
 class _MergedError(Exception):
-    """Carries the arguments of the text decoder out of a forward that is not to go on."""
+    """An exception that carries the text decoder's arguments out of a forward, which has to stop there."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given

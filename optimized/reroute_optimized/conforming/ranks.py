@@ -1,4 +1,9 @@
-"""A conformance run over several processes: the model as they share it, and what each of them has put together again."""
+"""Divides a model's attention heads among processes for a conformance run, and runs a request in several processes.
+
+The attention is divided by transformers' own tensor-parallel plan, and the rest of the model stays whole in every
+process. Keys and values of all heads are gathered again, so that every process returns the whole answer. The processes
+that are started here form one gloo group. They wait for the next call, because they are slow to start.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ _PATIENCE = timedelta(seconds=60)
 
 
 def processes() -> int:
-    """Of the default group; 1 where there is none."""
+    """The number of processes of the default group; 1 where there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -62,7 +67,7 @@ def _distributed(world: Any) -> tuple[Any, Any]:
 
 
 def all_heads(rows: Tensor, shards: Shards | None) -> Tensor:
-    """Keys or values [heads, rows, head_dim] of all processes' heads, of this process's."""
+    """Keys or values [heads, rows, head_dim] of the heads of all processes, given ``rows`` of this one's."""
     if shards is None:
         return rows
     rows = rows.contiguous()

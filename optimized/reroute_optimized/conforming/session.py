@@ -1,4 +1,9 @@
-"""One routed model and one cache, moved on by operations, and what a conformance run may see of them."""
+"""Runs one operation after another on a routed model and its cache, and reports what the conformance suite may see.
+
+An operation is a prefill, a later turn, a decode step, or a change of the cache: crop, reorder, select or repeat. The
+report of a request has its logical length and all keys and values that it has cached. After a prefill or a turn it also
+has the trace, the residual streams and the logits, and after a decode step the logits.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,11 @@ from .ranks import all_heads
 
 
 class Session:
-    """A routed model with the cache of its last prefill.
+    """A routed model with the cache of its last prefill, which every operation moves on.
 
     Args:
         network: the model with its head.
-        result: its routing.
+        result: the handle of its routing.
     """
 
     def __init__(self, network: Any, result: Routed) -> None:
@@ -59,7 +64,7 @@ class Session:
     def forward(
         self, inputs: Mapping[str, Any], cache: RoutedCache | None, probe: Probe
     ) -> list[dict[str, Any]]:
-        """A prefill, or a turn on top of ``cache``: per request trace, residuals, logits, and what is cached."""
+        """Run a prefill, or a turn on top of ``cache``; per request trace, residuals, logits, and what is cached."""
         before = self._router.last
         self._router.probe = probe
         try:
@@ -87,7 +92,7 @@ class Session:
         return [{**seen, **entry} for seen, entry in zip(observed, held, strict=True)]
 
     def decode(self, tokens: Tensor) -> list[dict[str, Any]]:
-        """A token [B] for every request: logits [1, vocab], and what is cached."""
+        """Feed a token [B] to every request; returns per request logits [1, vocab], and what is cached."""
         out = self._network(input_ids=tokens[:, None], past_key_values=self._cache, use_cache=True)
         return [{"logits": out.logits[b], **entry} for b, entry in enumerate(self._held())]
 

@@ -1,4 +1,7 @@
-"""The adapter by which a conformance suite drives this package; duck-typed, so that neither imports the other."""
+"""Adapts the backends ``torch`` and ``triton`` to the target protocol of the conformance suite.
+
+A target need only have the members that the protocol names, so this package and the suite do not import each other.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,11 @@ Model = nn.Module | tuple[CanonicalConfig, dict[str, Tensor]]
 
 
 class TorchTarget:
-    """Backend ``torch`` behind the target protocol."""
+    """The target of backend ``torch``.
+
+    ``profiles`` and ``families`` say which parts of the suite it claims. It takes a described transformers model, or a
+    canonical decoder as configuration and weights, which it builds as a transformers model.
+    """
 
     name = "optimized-torch"
     backend = "torch"
@@ -217,7 +224,7 @@ class TorchTarget:
         return in_processes(self.run, shards, model, inputs, schedule)
 
     def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
-        """What a benchmark times, see ``target_work.prepared``."""
+        """The work that a benchmark times, see ``timed_work.prepared``."""
         return prepared(work, given, self._network, self.backend)
 
     def _network(self, model: Model) -> nn.Module:
@@ -231,7 +238,11 @@ def torch_target() -> TorchTarget:
 
 
 class TritonTarget(TorchTarget):
-    """Backend ``triton`` behind the target protocol: on a GPU, or in Triton's interpreter on a CPU."""
+    """The target of backend ``triton``, on a GPU or in Triton's interpreter on a CPU.
+
+    Where there is a GPU, models and tensors are moved to it for every call. The profile ``shards`` is not claimed,
+    because the kernels reduce the heads of one process only.
+    """
 
     name = "optimized-triton"
     backend = "triton"

@@ -1,4 +1,8 @@
-"""What of this package a benchmark times through the target protocol, and what it does before."""
+"""Prepares the work of this package that a benchmark times through the target protocol.
+
+The works are selection, scores, prefill, decode and the reordering of a cache. Everything that is not to be timed, such
+as building a model, routing it and filling its cache, happens before the timed call is returned.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Which attention serves packed rows: torch's for sequences of any length where it can, else SDPA on a rectangle.
+"""Computes causal attention of packed rows, by torch's variable-length attention where it serves them, else by SDPA on a rectangle.
 
-Chosen by what torch, the device and the heads are, never by trying: the same facts choose the same.
+The choice is made by what torch, the device and the heads are, and never by trying. So the same facts always give the
+same choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a prefill on packed rows is given, what it makes, and what may be seen of it on the way."""
+"""Defines what a prefill on packed rows takes (``Given``), what it makes (``Made``) and what may be seen on the way (``Watch``)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from ..turn.records import Decided
 
 @dataclass(frozen=True)
 class Given:
-    """What differs between prompts of one layout.
+    """The tensors that differ between prompts of one layout.
 
     Attributes:
         hidden_states: [B, S, d] embeddings.
-        cos, sin: [B, S, W].
-        places: [B, S] row of ``features`` of every column, one past the last where it has none; None without features.
+        cos, sin: [B, S, W] of all columns.
+        places: [B, S] for every column the row of ``features`` that belongs to it, one past the last where it has none;
+            None without features.
         features: [n, d] for each of the first blocks, added to those rows after it.
-        tables: per group of blocks with pages of their own, pages of every request [B, width] int32; empty where nothing is kept.
-        prefix: [P, d] rows that every request begins with, after the blocks before the first decision and, where scores are of
-            the block before, before the last of them; empty where no prefix is reused.
+        tables: [B, width] int32 for each group of blocks with pages of its own, the pages of every request; empty where
+            nothing is kept.
+        prefix: [P, d] rows that every request begins with, as they are after the blocks before the first decision.
+            Where scores are of the block before, a second tensor holds them as they are before the last of those
+            blocks. Empty where no prefix is reused.
     """
 
     hidden_states: Tensor
@@ -54,13 +57,13 @@ class Given:
 
 @dataclass
 class Made:
-    """What a prefill makes.
+    """The results of a prefill.
 
     Attributes:
         hidden_states: [B, W, d] of the rows alive, before the final norm.
-        real: [B, W] which of them are rows; None: all.
-        decided: in order.
-        nan: [B] per decision, requests whose scores hold a NaN.
+        real: [B, W] which of them are rows; None where all are.
+        decided: the decisions, in order.
+        nan: per decision its index, its block, and [B] which requests have scores that hold a NaN.
     """
 
     hidden_states: Tensor
@@ -69,7 +72,7 @@ class Made:
     nan: list[tuple[int, int, Tensor]]
 
     def copied(self) -> Made:
-        """In tensors that no replay overwrites."""
+        """The same in tensors that no replay of a graph overwrites."""
         return Made(
             self.hidden_states.clone(),
             None if self.real is None else self.real.clone(),
@@ -80,14 +83,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Watch:
-    """What somebody wants to see on the way; absent in ordinary use.
+    """The selections that a prefill replays and the functions that observe it; in ordinary use there are none.
 
     Attributes:
-        replayed: [B, K] selections to run, one per decision; with ``blind``, nothing is scored.
-        blind: whether nothing is scored.
-        residual: called with the block that decides and the stream [B, W, d] at its input.
-        after_block: called with what every block leaves, [B, W, d].
-        nan: called with every decision's NaN flags, before its block runs.
+        replayed: [B, K] selections to run instead of those that the scores give, one per decision.
+        blind: whether nothing is scored where selections are replayed.
+        residual: called at every decision with its block, the stream [B, W, d] at the block's input, and which of it
+            are rows.
+        after_block: called with the output [B, W, d] of every block.
+        nan: called with every decision's index, block and NaN flags, before the block runs.
     """
 
     replayed: Sequence[Tensor] | None = None

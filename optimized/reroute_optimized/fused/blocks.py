@@ -1,4 +1,7 @@
-"""What the fused engine runs of a block: matrix products with its own weights, kernels in between."""
+"""Runs the parts of a decoder block for the fused engine: matrix products with the block's own weights, and kernels between them.
+
+It also refuses blocks, and forwards with gradients, that the engine would not compute as the modules do.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,11 @@ _VALUE = ("v_proj", None)
 
 @dataclass(frozen=True)
 class Angles:
-    """cos and sin [n, W], dense, and the row of them that every packed row takes, [M] int32."""
+    """The rotary angles of packed rows.
+
+    ``cos`` and ``sin`` are dense tables [n, W], and ``rows`` [M] int32 says which row of the tables every packed row
+    takes.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -33,7 +40,12 @@ class Angles:
 
 @dataclass(frozen=True)
 class Block:
-    """One block's modules."""
+    """One decoder block, whose parts are called one by one.
+
+    Attributes:
+        module: the block itself.
+        names: the description of its decoder, with the names of its parts.
+    """
 
     module: Any
     names: Any
@@ -94,7 +106,7 @@ class Block:
         ]
 
     def after_attention(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """Adds the attention's output [M, H, D] to ``residual`` in place; returns what the MLP adds, [M, d]."""
+        """Add the attention's output [M, H, D] to ``residual`` in place, and return what the MLP adds, [M, d]."""
         delta = self.attention.o_proj(attended.flatten(1))
         norm, mlp = self.module.post_attention_layernorm, self.module.mlp
         normed = ops.add_rmsnorm(residual, delta, norm.weight, norm.variance_epsilon)

@@ -1,4 +1,4 @@
-"""Decisions on packed rows: which of the rows alive run the next blocks."""
+"""Makes the decisions on packed rows: it chooses which of the rows alive run the next blocks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ Scored = tuple[Tensor, Tensor | None]
 
 @dataclass
 class Alive:
-    """The rows that a decision chooses among: all of the prompt under ``reroute``, the survivors under ``delete``.
+    """The rows that a decision chooses among.
+
+    Under ``reroute`` they are all rows of the prompt, under ``delete`` the survivors.
 
     Attributes:
-        stream: [W, d] their states; the active ones are written back to it.
-        rows: per request.
-        asking: per request.
-        always: [W] bool, those that run whatever their score.
-        angles: of them.
-        places: [T] where each row of the prompt stands; -1 for the removed.
-        stage: whose output they are; None while they are the prompt's own.
+        stream: [W, d] their hidden states; those of active rows are written back to it.
+        rows: where the rows of every request begin.
+        asking: the last rows of every request, which ask.
+        always: [W] bool, the rows that run whatever their score.
+        angles: the rotary angles of the rows.
+        places: [T] where each row of the prompt stands among them; -1 for removed rows.
+        stage: the stage whose output they are; None while they are the prompt's own rows.
     """
 
     stream: Tensor
@@ -44,16 +46,17 @@ class Alive:
 
 
 class Decisions:
-    """The decisions of one batch, in order.
+    """The decisions of one batch, made in order.
 
     Args:
-        schedule: what is decided.
-        layout, plan: of the batch.
-        watch: see there.
+        schedule: the schedule that is applied.
+        layout: the layout of the batch.
+        plan: the packed form of the layout.
+        watch: what is replayed and observed, see :class:`Watch`.
 
     Attributes:
-        decided: so far.
-        nan: [B] per decision that was scored, requests whose scores hold a NaN; with its index and its block.
+        decided: the decisions so far.
+        nan: per decision that was scored its index, its block, and [B] which requests have scores that hold a NaN.
     """
 
     def __init__(self, schedule: Schedule, layout: Layout, plan: PackedPlan, watch: Watch) -> None:
@@ -116,7 +119,7 @@ class Decisions:
         self._previous = score, active
 
     def before(self, alive: Alive) -> Scored:
-        """What was noted, of every row alive; those that did not run have 0 and are no candidates."""
+        """The noted scores, for every row alive. Rows that did not run have the score 0, and they are no candidates."""
         assert self._previous is not None
         score, active = self._previous
         rows = len(alive.always)

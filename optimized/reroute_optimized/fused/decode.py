@@ -1,4 +1,4 @@
-"""One new row of every request through all blocks, each against just the rows that it holds."""
+"""Decodes one new row of every request through all blocks, each block against just the rows that it holds in its pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_paged(cache: RoutedCache) -> bool:
 
 
 def note_padding(cache: RoutedCache, blocks: range) -> None:
-    """A turn on rectangles put its padding into the pages of ``blocks``: from now on their rows are read through masks."""
+    """Note that a turn on rectangles put padding into the pages of ``blocks``, which are read through masks from then on."""
     for layer in blocks:
         if isinstance(cache.layers[layer], PagedLayer):
             cache.layers[layer].held.padded = True
@@ -38,7 +38,7 @@ def run_row(
     rotaries: Sequence[PositionEmbeddings],
     observe: Callable[[Tensor], None] | None,
 ) -> Tensor:
-    """The output of the last block, [B, 1, d].
+    """Run one new row of every request through all blocks, and return the output of the last block, [B, 1, d].
 
     Args:
         decoder: whose blocks run.
@@ -78,7 +78,7 @@ def run_row(
 
 
 class _Row:
-    """A row [B, d] on its way, written in place."""
+    """One new row of every request, [B, d], on its way through the blocks. It is written in place."""
 
     def __init__(
         self,
@@ -91,7 +91,10 @@ class _Row:
         self._normed = self._blocks[0].input_norm(row)
 
     def through(self, first: int, pool: PagePool, table: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Blocks of one group; ``table`` [B, pages + 1] int32 is its pages, and lengths with the new row."""
+        """Run the blocks of one group.
+
+        ``table`` [B, pages + 1] int32 holds the group's pages and, last, the lengths with the new row.
+        """
         pages, lengths = table[:, :-1].contiguous(), table[:, -1].contiguous()
         last = (lengths - 1)[:, None]
         slots = (pages.gather(1, (last // PAGE).long()).long() * PAGE + last % PAGE)[:, 0]

@@ -1,4 +1,4 @@
-"""What a fused model keeps from one request to the next: layouts, pages and graphs."""
+"""Keeps what a fused model reuses from one request to the next: layouts, pages and captured graphs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MOST_PLANS = 128
 
 
 class Fused:
-    """Shared by all requests of a routed model.
+    """The state of the fused engine that all requests of a routed model share.
 
     Attributes:
-        as_modules: whether blocks are called as modules: there are no pages then, and no graphs.
-        groups: the first of every run of blocks that hold the same rows.
-        graphs: captured prefills and tokens.
-        opened_plan: :meth:`OpenedPlan.of`, remembered.
+        as_modules: whether blocks are called whole as modules. There are no pages then, and no graphs.
+        groups: the first block of every run of blocks that hold the same rows.
+        graphs: the captured prefills and decode steps.
+        opened_plan: :meth:`OpenedPlan.of`, which remembers its results.
     """
 
     def __init__(self, decoder: Decoder, schedule: Schedule) -> None:
@@ -64,7 +64,10 @@ class Fused:
         return self._plans[key]
 
     def read(self, pools: Sequence[PagePool]) -> Hashable:
-        """What a graph reads beside its inputs, or why there is none: weights and pages."""
+        """The addresses that a graph reads beside its inputs, or a str that says why there is no graph.
+
+        They are those of weights and pages.
+        """
         if self._read is None:
             return "blocks run as modules"
         addresses = self._read.addresses()

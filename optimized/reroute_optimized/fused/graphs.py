@@ -1,8 +1,8 @@
-"""Work captured once and replayed: the launches of a whole prefill, or of one token, as one launch.
+"""Captures the launches of a whole prefill, or of one decode step, as a CUDA graph, and replays them as one launch.
 
-What a graph reads lies at fixed addresses: inputs are copied into its own, and everything else that it read when it was captured
-has to be where it was. A graph of which that is no longer true is dropped and captured anew. What cannot be captured runs as it
-is, counted and logged with the reason.
+A graph reads fixed addresses. So inputs are copied into tensors of its own, and everything else that it read when it
+was captured has to be where it was. A graph for which that is no longer true is dropped and captured anew. Work that
+cannot be captured runs as it is; it is counted and logged with the reason.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ SHARE_OF_DEVICE = 0.1
 
 
 class Executor(Protocol):
-    """How work is captured."""
+    """The protocol of what captures work. :class:`CudaExecutor` is the one that is used."""
 
     def capture(self, work: Callable[[], T]) -> tuple[Callable[[], T], int]:
-        """What replays ``work`` and gives its results, always in the same tensors; and the bytes that it holds."""
+        """Capture ``work``.
+
+        Returns:
+            A function that replays ``work`` and returns its results, always in the same tensors; and the bytes that it
+                holds.
+        """
 
 
 class CudaExecutor:
-    """CUDA graphs, each with memory of its own, so that dropping one gives just that back."""
+    """Captures work as CUDA graphs. Each has memory of its own, so that dropping one gives just that memory back."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,15 +81,15 @@ class _Captured(Generic[T]):
 
 
 class Graphs:
-    """Captured work by key; the least recently used goes first.
+    """Captured work by key. The least recently used is dropped first.
 
     Args:
-        executor: how; None where this device has no graphs.
-        limit: bytes that all of them may hold.
+        executor: captures the work; None where this device has no graphs.
+        limit: bytes that all graphs together may hold.
 
     Attributes:
-        captured, replayed, dropped: how often.
-        eager: how often something ran as it is, by reason.
+        captured, replayed, dropped: how often that has happened.
+        eager: how often work ran without a graph, by reason.
     """
 
     def __init__(self, executor: Executor | None, limit: int) -> None:
@@ -96,7 +101,7 @@ class Graphs:
 
     @classmethod
     def on(cls, device: torch.device) -> Graphs:
-        """For a device."""
+        """The graphs of a device; only CUDA devices have any."""
         if device.type != "cuda" or torch.version.hip is not None:
             return cls(None, 0)
         total = torch.cuda.get_device_properties(device).total_memory
@@ -104,7 +109,7 @@ class Graphs:
 
     @property
     def held(self) -> int:
-        """Bytes that they hold."""
+        """Bytes that all graphs hold."""
         return sum(graph.held for graph in self._graphs.values())
 
     def __len__(self) -> int:
@@ -153,7 +158,7 @@ class Graphs:
         return copied(found.replay())
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all graphs."""
         self._graphs.clear()
 
     def _capture(
@@ -191,7 +196,10 @@ class Graphs:
 
 
 class Read:
-    """What the fused engine reads of a decoder beside its inputs: modules that it calls, and their weights."""
+    """The modules of a decoder, and their weights, that the fused engine reads beside its inputs.
+
+    Their addresses say whether a captured graph still reads what the model has now.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         names = decoder.names
@@ -227,7 +235,7 @@ class Read:
                 )
 
     def addresses(self) -> Hashable:
-        """Of all of them; or a str that says why a graph would not do what the modules do."""
+        """The addresses of all of them, or a str that says why a graph would not do what the modules do."""
         found: list[int] = [
             buffer.data_ptr() for buffer in self._rotary._buffers.values() if buffer is not None
         ]

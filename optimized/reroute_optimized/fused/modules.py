@@ -1,4 +1,7 @@
-"""Blocks that the fused engine does not compute itself, called whole within the same plan: each stage once on a rectangle."""
+"""Calls whole the blocks that the fused engine does not compute itself, such as those of Qwen3.5, within the same plan.
+
+The rows of a stage are laid onto a rectangle, run through all its blocks there, and packed again.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from .prefill import PackedPrefill
 
 
 class ModulePrefill(PackedPrefill):
-    """A prefill whose blocks are transformers modules; arguments as for :class:`PackedPrefill`, without pages.
+    """A prefill whose blocks are transformers modules. Arguments are those of :class:`PackedPrefill`, without pages.
 
     Args:
-        cache: every block appends exactly the rows it runs; None to keep nothing.
+        cache: every block appends exactly the rows it runs. If it is None, nothing is kept.
     """
 
     def __init__(self, *args: Any, cache: RoutedCache | None, **options: Any) -> None:
@@ -30,7 +33,7 @@ class ModulePrefill(PackedPrefill):
     def _through(
         self, stage: PackedStage, active: Tensor | None, angles: Angles, keys: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`PackedPrefill._through`; a block's output is the whole state, so nothing is left to be added."""
+        """As :meth:`PackedPrefill._through`. A block's output is the whole state, so nothing is left to be added."""
         decoder, stream = self._decoder, self._alive.stream
         hidden = stage.output(stream if active is None else stream.index_select(0, active), 0.0)
         rotary, real = _turned(stage, angles), stage.real

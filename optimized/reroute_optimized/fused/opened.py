@@ -1,4 +1,4 @@
-"""The blocks before the first decision where a prefix is reused: its pages are shared, and only the rows after it run."""
+"""Runs the blocks before the first decision where a prefix is reused: its pages are shared, and only the rows after it run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from .plan import PackedPlan, Rectangle
 
 @dataclass(frozen=True, eq=False)  # itself a part of the keys of graphs
 class OpenedPlan:
-    """A batch whose requests begin with the same P rows (M rows after them, R at most in one request).
+    """The index tables of a batch whose requests begin with the same P rows (M rows after them, R at most in one request).
 
     Attributes:
-        own: [M] the rows after the prefix among the packed ones.
-        first: [B * P] the prefix's rows among them.
-        queries, keys: rectangles [B, R] of the rows after the prefix, [B, P + R] of all rows, both packed to the left.
-        unpack: [M] where rows stand in the first, flattened.
-        mask: [R, P + R] bool, what each row attends; padding is later than every row.
+        own: [M] places of the rows after the prefix among the packed rows.
+        first: [B * P] places of the prefix's rows among the packed rows.
+        queries: rectangle [B, R] of the rows after the prefix, packed to the left.
+        keys: rectangle [B, P + R] of all rows, packed to the left.
+        unpack: [M] places of the rows in ``queries``, flattened.
+        mask: [R, P + R] bool, which keys each row attends. Padding comes later than every row.
     """
 
     own: Tensor
@@ -37,7 +38,7 @@ class OpenedPlan:
 
     @classmethod
     def of(cls, plan: PackedPlan, shared: int, device: torch.device) -> OpenedPlan:
-        """For ``shared`` rows that every request begins with, and goes on after."""
+        """The tables of a batch whose requests all begin with ``shared`` rows and go on after them."""
         counts = plan.rows.counts
         after = [count - shared for count in counts]
         width, begin = max(after), 0

@@ -1,7 +1,7 @@
-"""Every offset of a packed turn, from its layout: what a kernel needs to know of requests, stages and decisions.
+"""Computes every offset and index table of a packed turn from its layout: what kernels need of requests, stages and decisions.
 
-All numbers are those of the requests' plans; all tables are uploaded before the first block runs, and prompts of the same layout
-share them.
+All numbers are those of the requests' plans. All tables are uploaded before the first block runs, and prompts of the
+same layout share them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..turn.pages import PAGE
 
 @dataclass(frozen=True)
 class Starts:
-    """Where each member of a packed table begins.
+    """The places at which the members of a packed table begin.
 
     Attributes:
-        counts: on the host.
-        table: [members + 1] int32, their sums from 0 on.
+        counts: entries of each member, on the host.
+        table: [members + 1] int32, the sums of the counts from 0 on.
     """
 
     counts: tuple[int, ...]
@@ -49,7 +49,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """How a packed table becomes one row a request.
+    """An index table that lays a packed table out as a rectangle with one row for each request.
 
     Attributes:
         index: [B, width] entries of the packed table; one past its end where a request has none.
@@ -61,7 +61,7 @@ class Rectangle:
     def of(
         cls, counts: Sequence[int], width: int, device: torch.device, *, to_the_right: bool = False
     ) -> Rectangle:
-        """Entries to the left of ``width`` places, or to the right."""
+        """A rectangle of ``width`` places that packs every request's entries to the left, or to the right."""
         total, rows, start = sum(counts), [], 0
         for count in counts:
             own, empty = list(range(start, start + count)), [total] * (width - count)
@@ -80,7 +80,7 @@ class Asking:
     """The last rows of every request, which ask at a decision.
 
     Attributes:
-        starts: per request.
+        starts: where those of every request begin.
         rows: [Q] where they stand among the packed rows.
     """
 
@@ -101,13 +101,14 @@ class PackedDecision:
     """One decision (G segments: requests, or their images under ``scope = image``; V candidates, K selected).
 
     Attributes:
-        shape: the same on rectangles.
-        candidates, selected: per segment.
-        ordinals: [V] the candidates where they are all there are, counted from 0 in every request.
+        shape: the layout of the decision on rectangles.
+        candidates, selected: where the candidates and the selected of every segment begin.
+        ordinals: [V] ordinals of the candidates where all of them are candidates, counted from 0 in every request.
         request_of_candidate: [V] request of every candidate.
-        segment_of_selected: [K] where its segment's candidates begin.
-        candidate_rectangle, selected_rectangle: of the candidates, and of the selected, a row a request.
-        segment_rectangle: [B, most segments], of the segments.
+        segment_of_selected: [K] for every selected candidate, where the candidates of its segment begin.
+        candidate_rectangle, selected_rectangle: rectangles of the candidates and of the selected, one row for each
+            request.
+        segment_rectangle: rectangle [B, most segments] of the segments.
     """
 
     shape: DecisionLayout
@@ -123,11 +124,11 @@ class PackedDecision:
 
 @dataclass(frozen=True)
 class PackedStage:
-    """Blocks ``first`` to ``last``.
+    """Blocks ``first`` to ``last`` on packed rows.
 
     Attributes:
-        rows: that every request runs.
-        asking: at a decision which scores this stage's rows.
+        rows: where the rows that every request runs begin.
+        asking: the rows that ask at a decision which scores this stage's rows.
         counts: [M] place of every row in its request.
         decides: [M, 1] whether the row's request decides here; None where all do.
         page, line: [M] int64, which of its requests' pages (``width`` a request) each row is in, and where in it.
@@ -137,6 +138,7 @@ class PackedStage:
         unpack: [M] where the packed rows stand in that rectangle, flattened.
         output: rectangle that packs rows to the right, as results are given back.
         places: [M] where the packed rows stand in that one, flattened.
+        decision: the decision at the input of ``first``; None for the dense stage.
     """
 
     first: int
@@ -162,16 +164,16 @@ class PackedStage:
 
 @dataclass(frozen=True, eq=False)  # itself a key of graphs
 class PackedPlan:
-    """A batch of B prompts, packed (T real rows, N_b visual rows of request b).
+    """The index tables of a batch of B prompts, packed (T real rows, N_b visual rows of request b).
 
     Attributes:
         columns: [T] every row's place in the flattened rectangle [B * S].
-        rows: per request.
-        asking: at a decision over all rows.
+        rows: where the rows of every request begin.
+        asking: the rows that ask at a decision over all rows.
         always: [T] bool, rows that run every block.
-        visual: per request.
+        visual: where the visual rows of every request begin.
         visual_rows: [sum of N_b] row of every ordinal.
-        stages: in order; they cover all blocks.
+        stages: the stages in order; they cover all blocks.
         prompt: rectangle [B, S] of the rows, each in its column.
     """
 

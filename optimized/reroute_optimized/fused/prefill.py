@@ -1,7 +1,7 @@
-"""A prefill on packed rows: a stage gathers its rows once, runs compact, and writes them back where it ends.
+"""Runs a prefill on packed rows: a stage gathers its rows once, runs on them alone, and writes them back where it ends.
 
-Nothing here reads the device or makes a table on the host: what differs between prompts of one layout is tensors of the same
-shapes, so that a graph can be captured once and replayed.
+Nothing here reads the device or makes a table on the host. What differs between prompts of one layout is in tensors of
+the same shapes, so that a graph can be captured once and replayed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from .plan import PackedPlan, PackedStage
 
 
 class PackedPrefill:
-    """The blocks over one batch.
+    """One prefill of a packed batch through all blocks.
 
     Args:
-        decoder: whose blocks run.
-        schedule: what is decided.
-        layout, plan: of the batch.
-        groups: per group of blocks with pages of their own, the first of them.
-        pools: per group; empty where nothing is kept.
-        given: the batch.
-        watch: see there.
-        opened: of a batch with a prefix.
+        decoder: the decoder whose blocks run.
+        schedule: the schedule that is applied.
+        layout: the layout of the batch.
+        plan: the packed form of the layout.
+        groups: the first block of every group of blocks with pages of its own.
+        pools: the pages of every group; empty where nothing is kept.
+        given: the tensors of the batch.
+        watch: what is replayed and observed, see :class:`Watch`.
+        opened: the index tables of a batch with a prefix; None without one.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PackedPrefill:
 
     @torch.no_grad()
     def run(self) -> Made:
-        """All blocks."""
+        """Run all blocks."""
         packed, given = self._packed, self._given
         cos, sin = (table.flatten(0, 1).index_select(0, packed.columns) for table in (given.cos, given.sin))
         everything = _count(packed.rows.total, cos.device)
@@ -85,7 +86,7 @@ class PackedPrefill:
         return Made(hidden, real, self._decisions.decided, self._decisions.nan)
 
     def _after_prefix(self, opened: OpenedPlan) -> Sequence[PackedStage]:
-        """Run the blocks before the first decision on what follows the prefix; the stages that are left."""
+        """Run the blocks before the first decision on what follows the prefix, and return the stages that are left."""
         alive, given = self._alive, self._given
         end = [*self._groups[1:], self._decoder.num_layers][0]
         blocks = [self._block(layer) for layer in range(end)]
@@ -204,7 +205,7 @@ class PackedPrefill:
         return self._slots[group]
 
     def _angles(self, stage: PackedStage, angles: Angles, active: Tensor) -> Angles:
-        """Of the active rows: at their original positions, or counted anew where positions are renumbered."""
+        """Angles of the active rows, at their original positions or counted anew where positions are renumbered."""
         if self._schedule.positions != "renumber":
             return Angles(angles.cos, angles.sin, angles.rows.index_select(0, active))
         cos, sin = (
@@ -224,7 +225,7 @@ class PackedPrefill:
         return self._own_scores(stage)
 
     def _own_scores(self, stage: PackedStage) -> Scored:
-        """In the terms of the block that decides."""
+        """Scores in the terms of the block that decides, and the keys that the block computed for them."""
         alive, block = self._alive, self._block(stage.first)
         normed = block.input_norm(alive.stream)
         keys = block.keys(normed)

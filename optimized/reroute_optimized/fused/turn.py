@@ -1,4 +1,7 @@
-"""A first turn on packed rows, as the router asks for it."""
+"""Runs the first turn of a batch on packed rows, as the router asks for it.
+
+Where nothing has to be seen on the way, a captured graph may run it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class PackedRows(Rows):
 
 
 class FusedTurn(Turn):
-    """A first turn; arguments as for :class:`reroute_optimized.stages.engine.Turn`. A later turn is not for this engine."""
+    """A first turn on packed rows. A later turn is not for this engine.
+
+    Arguments are those of :class:`reroute_optimized.stages.engine.Turn`, and the fused engine.
+    """
 
     def __init__(
         self,

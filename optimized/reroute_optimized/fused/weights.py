@@ -1,8 +1,8 @@
-"""Weights that are multiplied together lie one after another, so that one product serves several projections.
+"""Lays the weights of projections of the same rows one after another in memory, so that one product serves several projections.
 
-The modules keep their parameters, whose memory becomes a part of a larger tensor: names, state dict and adapters that are merged in
-place see what they saw. That weights are adjacent is read from the parameters at every use; nothing else is kept, so that a weight that
-was replaced, moved or hooked since is never missed.
+The modules keep their parameters, whose memory becomes a part of a larger tensor. Names, the state dict and adapters
+that are merged in place see what they saw before. Whether weights are adjacent is read from the parameters at every use
+and is kept nowhere else. So a weight that was replaced, moved or hooked since is never missed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _adjacent(parameters: Sequence[Tensor]) -> Tensor | None:
 
 
 class Joined:
-    """The parameters that :func:`fuse` laid one after another."""
+    """The parameters that :func:`fuse` laid one after another, which :meth:`remove` gives memory of their own again."""
 
     def __init__(self) -> None:
         # weakly: a weight that is replaced while the model is routed is free to go

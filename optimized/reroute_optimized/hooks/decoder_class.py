@@ -1,4 +1,7 @@
-"""The class that a routed text decoder has: its forward is the router's. And how a module gets another class."""
+"""Makes the subclass that a routed text decoder becomes: its ``forward`` is the router's.
+
+The subclass adds nothing to the instance. ``router_of`` finds the router of a decoder by its class.
+"""
 
 from __future__ import annotations
 

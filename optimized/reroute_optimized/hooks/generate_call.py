@@ -1,4 +1,9 @@
-"""What one call of ``generate`` carries from step to step beside the cache: an explicit mask, and decisions to keep."""
+"""Carries through the steps of one ``generate`` call what its cache does not hold: a visual mask, sizes of images, and decisions.
+
+It travels down to the text decoder as a keyword argument, so that forwards of others have no part in it. Decisions are
+carried where steps run without a cache: each step then runs the whole sequence again with the decisions of the first
+prefill.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +29,9 @@ class Prompt:
     """The prefill of a generation without a cache, whose decisions every later step keeps.
 
     Attributes:
-        done: the prefill.
-        positions: [B or 1, S] or [3, B or 1, S], of all columns.
-        following: [B, 1] the next position.
+        done: what the prefill left behind.
+        positions: [B or 1, S] or [3, B or 1, S] positions of all columns.
+        following: [B, 1] next position of every request.
     """
 
     done: Prefill
@@ -35,7 +40,7 @@ class Prompt:
 
     @classmethod
     def of(cls, done: Prefill, positions: Tensor, real: Flags) -> Prompt:
-        """After a prefill at ``positions`` whose columns are rows where ``real`` [B][S] says so."""
+        """The prompt of a prefill at ``positions``, whose columns are rows where ``real`` [B][S] says so."""
         present = torch.tensor(real, device=positions.device)
         reached = largest(positions).masked_fill(~present, -1).amax(1, keepdim=True) + 1
         return cls(done, positions, reached)
@@ -73,11 +78,11 @@ class Generation:
     """One call of ``generate``.
 
     Attributes:
-        cached: whether steps go on with a cache.
-        visual_mask: [B, S] bool of the prompt where the caller gave one; requests may since have been repeated.
-        visual_images: as the caller gave it.
+        cached: whether the steps go on with a cache.
+        visual_mask: [B, S] bool of the prompt where the caller gave one; requests may have been repeated since.
+        visual_images: the rows of every image, as the caller gave them.
         prompt: the first step, where steps are not cached.
-        sizes: the grids of images and videos by the name of their input; steps are not given them.
+        sizes: the grids of images and videos by the name of their input, because steps are not given them.
     """
 
     cached: bool

@@ -1,4 +1,8 @@
-"""The class that a routed model with a head has: its ``generate`` refuses what cannot be, and marks its own steps."""
+"""Makes the subclass that a routed model with a head becomes: its ``generate`` refuses what is not defined and marks its steps.
+
+The class also refuses pickling and continuous batching. Where processes divide the heads, calling the model raises an
+error that says so when another process is gone.
+"""
 
 from __future__ import annotations
 

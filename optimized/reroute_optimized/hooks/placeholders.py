@@ -1,7 +1,8 @@
-"""What is only known where placeholders still stand: which columns are visual, of which image, and at what positions.
+"""Reads from a prompt's placeholders which columns are visual, of which image they are, and at what positions a later turn goes on.
 
-The module that merges image features becomes a subclass of its own class that hands it down as keyword arguments, and keeps one
-request's state from the next.
+This can only be read before the features of images are merged into the embeddings. So the module that merges them (the
+merger) becomes a subclass of its own class, which hands what was read down to the text decoder as keyword arguments. It
+also hides from each request the state that an earlier one left on the merger.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from .swapped import Swapped
 
 
 class Placeholders:
-    """Reads a family's prompts before they are merged.
+    """The reader of a family's prompts, which sees them before images are merged.
 
     Args:
-        model: with a head.
-        family: of it, with a merger.
-        schedule: that is applied.
-        router: of the model.
+        model: the model with its head.
+        family: the description of its family, which names a merger.
+        schedule: the schedule that is applied.
+        router: the router of the model.
         first_stage: whether the vision tower marks rows to leave out.
     """
 
@@ -50,15 +51,15 @@ class Placeholders:
         self._merger: Any = model.get_submodule(family.merger)
 
     def register(self) -> list[Swapped]:
-        """What the merger becomes; ``remove`` gives its class back."""
+        """Give the merger its subclass; ``remove`` of what is returned gives its own class back."""
         return [Swapped(self._merger, _merging_class(type(self._merger), self))]
 
     @contextmanager
     def alone(self) -> Iterator[object]:
-        """The model for one forward, where nothing of an earlier request is in sight, and nothing left for a later one.
+        """Hold the model for one forward, which sees nothing of an earlier request and leaves nothing for a later one.
 
         Yields:
-            What lets the forward's inner parts in.
+            The object that lets the inner parts of this forward in.
 
         Raises:
             RerouteError: a forward of this model is running; nothing has been touched then.

@@ -1,4 +1,7 @@
-"""What the router and a shared prefix hand to each other: what a prefix's own prefill made, and where later prompts start."""
+"""Declares what the router and a shared prefix hand to each other, so that the router need not import the room ``prefix``.
+
+The router gives a ``PrefixRun`` when a prefix is made. It asks a ``PrefixInUse`` where later prompts start.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .request import Request
 
 @dataclass(frozen=True)
 class PrefixRun:
-    """What the blocks before the first decision made of a prefix, and what the prefix was given as.
+    """The result of a prefix's own prefill: what the blocks before the first decision made of it, and what it was given.
 
     Attributes:
         opening: the rows of the prefix after those blocks.
@@ -31,7 +34,7 @@ class PrefixRun:
 
 
 class PrefixInUse(Protocol):
-    """A prefix while prompts start after it.
+    """The protocol of a prefix while prompts start after it.
 
     Attributes:
         served: prompts that have started after it so far; the router counts them.
@@ -42,7 +45,7 @@ class PrefixInUse(Protocol):
     def opening_of(
         self, request: Request, real: Flags, positions: Tensor, features: DeepStack | None
     ) -> Opening:
-        """Where a batch of prompts starts.
+        """The opening from which a batch of prompts starts.
 
         Args:
             request: the arguments of its forward.

@@ -1,4 +1,7 @@
-"""What a routed model refuses, and says so before anything is changed."""
+"""Refuses models, schedules, arguments and options that routing does not define, before anything is changed.
+
+Each ``check_…`` function raises a ``RerouteError`` that names what it refuses.
+"""
 
 from __future__ import annotations
 

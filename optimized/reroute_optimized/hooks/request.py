@@ -1,4 +1,4 @@
-"""The arguments of a forward, read and checked once."""
+"""Reads the arguments of a forward once, and checks their form."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from . import refusals
 
 @dataclass(frozen=True)
 class Request:
-    """What a forward was given beside its cache (B requests in S columns).
+    """The arguments of a forward beside its cache (B requests in S columns).
 
     Attributes:
         embeddings: [B, S, d].
-        ids: [B, S], or None where embeddings were given.
-        attention_mask: as given.
+        ids: [B, S] token ids, or None where only embeddings were given.
+        attention_mask: the mask as it was given.
         positions: [B or 1, S] or [3, B or 1, S], or None.
         visual_mask: [B, S] bool, or None.
         images: per request the rows of its images and videos, or None.
-        features: mask [B, S] and, per block boundary, what is added to its rows there; or None.
-        keep_hidden_states: whether the stream of every block is wanted.
+        features: a mask [B, S] and, per block boundary, what is added there to the rows of the mask; or None.
+        keep_hidden_states: whether the caller wants the residual stream after every block.
         marked: whether a first stage has marked columns to leave out.
-        source: what the prompt was made of, or None.
+        source: the prompt before its images were merged, or None.
     """
 
     embeddings: Tensor

@@ -1,4 +1,8 @@
-"""What a routed text decoder does with a forward: tells a prefill from a later turn, refuses, runs, remembers."""
+"""Runs every forward of a routed text decoder, as a prefill or as a later turn, and remembers what was decided.
+
+It refuses what routing does not define, chooses the engine and fills the cache. A forward that fails leaves the
+caller's cache as it was.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +42,18 @@ from .request import Request, read_request
 
 
 class Router:
-    """Everything a routed model remembers: what to do, and what the last prefill decided.
+    """The routing of one model: what it is to do, and what its last prefill decided.
 
     Attributes:
-        model, family: with its head, and what it is.
+        model: the model with its head.
+        family: the description of its family.
         decoder: the text decoder.
-        schedule: what is decided.
-        fused: runs first turns and single rows; None: everything runs on rectangles.
+        schedule: the schedule that is applied.
+        fused: the engine that runs first turns and single rows on packed rows. If it is None, everything runs on
+            rectangles.
         last: the last prefill, or later turn with visual rows, that finished; or None.
-        probe: for a conformance run; None otherwise.
-        prefix: where prefills start; None: at their own first row.
+        probe: what a conformance run replays and observes; None otherwise.
+        prefix: the prefix after which prefills start. If it is None, they start at their own first row.
     """
 
     def __init__(
@@ -75,10 +81,12 @@ class Router:
 
     @contextmanager
     def claimed(self, own: object | None = None) -> Iterator[object]:
-        """The model for one forward; what is yielded lets the inner parts of that forward in, and nobody else.
+        """Hold the model for one forward.
+
+        The object that is yielded lets the inner parts of that forward in, and nobody else.
 
         Args:
-            own: what an outer part of the same forward was given.
+            own: the object that an outer part of the same forward was given.
 
         Raises:
             RerouteError: a forward of this model is running; nothing has been touched then.
@@ -119,8 +127,10 @@ class Router:
         visual_mask: Tensor | None,
         keywords: Mapping[str, Any],
     ) -> Any:
-        """What the swapped class calls; arguments as transformers', plus ``visual_mask`` [B, S] bool and, for
-        ``scope = image``, ``visual_images``: per request the rows of its images.
+        """Run a forward for the swapped class.
+
+        Arguments are transformers', plus ``visual_mask`` [B, S] bool and, for ``scope = image``, ``visual_images``,
+        which holds per request the rows of its images.
         """
         keywords = dict(keywords)
         generation: Generation | None = keywords.pop(GENERATION, None)
@@ -267,7 +277,10 @@ class Router:
 
     @contextmanager
     def recording(self) -> Iterator[list[PrefixRun]]:
-        """The next prefill is of a prefix: what it leaves is in the list, and it decides nothing."""
+        """Take the next prefill for that of a prefix.
+
+        It decides nothing, and what it leaves is put into the list that is yielded.
+        """
         self._recorded = []
         try:
             yield self._recorded
@@ -310,7 +323,7 @@ class Router:
         prompt: Prompt | None = None,
         routable: bool = True,
     ) -> tuple[Rows, Tensor, Shortened | None]:
-        """What the blocks are given: its layout, embeddings and rotary; its positions; and what a first stage left."""
+        """The rows that the blocks are given, their positions, and what a first stage has left of the batch."""
         embeddings, schedules, short = request.embeddings, None, None
         if self._stage is not None and request.marked:
             short, real, visual = self._stage.leave_out(embeddings, positions, real, visual)

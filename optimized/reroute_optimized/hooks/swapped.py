@@ -1,4 +1,4 @@
-"""Gives a module another class, and its own class back."""
+"""Gives a module another class, and later gives its own class back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def become(module: nn.Module, new: type[nn.Module]) -> None:
 
 
 class Swapped:
-    """A module that has been given another class, until :meth:`remove`."""
+    """A module that has been given another class, until :meth:`remove` gives its own back."""
 
     def __init__(self, module: nn.Module, new: type[nn.Module]) -> None:
         self._module, self._old = module, type(module)

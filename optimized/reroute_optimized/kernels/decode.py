@@ -1,7 +1,8 @@
-"""One new row a request against one block's pages, which hold as many rows as that request's block ran (RR-KV-002): two launches.
+"""Computes decode attention: one new row of every request against the rows that one block holds for it in its pages (RR-KV-002).
 
-Splits are of a fixed length from the request's first row on, so a request's bits do not depend on the batch around it. The
-first launch attends one split, the second reduces the splits of a request in their order.
+There are two launches. The first attends one split of the cached rows; the second reduces the splits of a request in
+their order. Splits have a fixed length from the request's first row on, so a request's bits do not depend on the batch
+around it.
 """
 
 from __future__ import annotations

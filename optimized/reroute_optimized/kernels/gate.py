@@ -1,7 +1,8 @@
 """Compiles every kernel for GPUs that need not be there: ``python -m reroute_optimized.kernels.gate``.
 
-What is compiled is what the launchers would launch: they run on tensors without storage, and their launches are recorded. A
-spill fails, and so does growth over the committed table (for the triton that made it). Needs no GPU; not in an interpreter's process.
+It compiles what the launchers would launch: they run on tensors without storage, and their launches are recorded. A
+spill fails, and so does growth over the committed table, for the version of triton that made it. No GPU is needed. The
+gate does not run in a process of Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one target. ``spills`` are bytes of a thread's local memory, on AMD registers."""
+    """The result of compiling one kernel for one target.
+
+    ``spills`` counts bytes of a thread's local memory, and on AMD registers.
+    """
 
     kernel: str
     case: str
@@ -143,7 +147,7 @@ def cases(dtypes: tuple[str, ...], head_dims: tuple[int, ...]) -> Iterator[tuple
 
 
 def launches(case: Callable[[], object]) -> list[table.Launch]:
-    """What a launcher would launch."""
+    """The launches that a launcher would make."""
     recorded: list[table.Launch] = []
     with table.recording(recorded):
         case()
@@ -210,7 +214,7 @@ def _resource_usage(cubin: bytes) -> str:
 
 
 def faults(results: list[Compiled], committed: dict[str, Any]) -> list[str]:
-    """What must not be: spills on gated targets, and growth over the committed table of the same triton."""
+    """The faults of the results: spills on gated targets, and growth over the committed table of the same triton."""
     found = [f"{r.key}: spills {r.spills} bytes" for r in results if r.spills and r.target in GATED]
     if committed.get("triton") != triton.__version__:
         return found

@@ -1,4 +1,4 @@
-"""What operators are given, looked at on the host: devices, shapes, strides, counts. Each refusal names the argument."""
+"""Checks on the host what the operators are given: devices, shapes, strides and counts. Each refusal names the argument."""
 
 from __future__ import annotations
 

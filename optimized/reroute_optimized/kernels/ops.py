@@ -1,7 +1,8 @@
-"""The kernels as operators of torch, ``torch.ops.reroute.*``: checked, traced, compiled and captured like any other.
+"""Registers the kernels as torch operators, ``torch.ops.reroute.*``, which are checked, traced, compiled and captured like any other.
 
-Every function here checks what the host can see and names what is wrong; what only the device knows (the values of index and
-offset tables) is the caller's word, since looking would stop the device. None has a gradient.
+Every function here checks what the host can see and names what is wrong. What only the device knows, which is the
+values of index and offset tables, is the caller's responsibility, because looking would stop the device. No operator
+has a gradient.
 """
 
 from __future__ import annotations

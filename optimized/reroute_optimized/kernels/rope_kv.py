@@ -1,6 +1,7 @@
-"""Rotary embedding at original positions, and the way of keys and values into a block's own pages (RR-KV-001, RR-BLOCK-004).
+"""Applies rotary embedding at original positions, and writes keys and values to a block's own pages (RR-KV-001, RR-BLOCK-004).
 
-One program a row. A slot below zero skips the cache, so that a fixed grid may be larger than the rows there are.
+There is one program for each row. A slot below zero skips the cache, so that a fixed grid may be larger than the rows
+there are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rotary embedding inside a kernel: half-split pairs on the leading channels, and from which axis a channel's angle comes."""
+"""Applies rotary embedding inside a kernel, in half-split pairs on the leading channels, and finds the axis of a channel's angle."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What happens to whole rows at the ends of stages and blocks: gather, normalise, add, gate, write back. One program a row.
+"""Gathers, normalises, adds, gates and writes back whole rows at the ends of stages and blocks, with at least one program a row.
 
-Normalisation is that of the Llama family: the row over its root mean square, in float32, rounded to the model's dtype, then
-times the weight, rounded again.
+Normalisation is that of the Llama family. The row is divided by its root mean square in float32 and rounded to the
+model's dtype; it is then multiplied by the weight and rounded again.
 """
 
 from __future__ import annotations

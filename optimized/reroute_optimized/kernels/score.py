@@ -1,7 +1,8 @@
-"""Scores of all rows of a packed batch by its asking rows (RR-SCORE-001 to 004): two launches, no square of attention.
+"""Scores all rows of a packed batch by the attention of its asking rows, without the square of attention (RR-SCORE-001 to 004).
 
-The first turns the keys by their positions, writes them for the cache, and leaves the logits with every tile's maximum and sum;
-the second reduces those in the order of the tiles, then asking rows, then heads.
+There are two launches. The first turns the keys by their positions, writes them for the cache, and leaves the logits
+with every tile's maximum and sum. The second reduces those in the order of the tiles, then over asking rows, then over
+heads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Which candidates run, and where the running rows go (RR-SEL-001 to 005, RR-POOL): two launches, integers only.
+"""Selects the candidates that run and packs the running rows (RR-SEL-001 to 005, RR-POOL), in integers only.
 
-The first finds, segment by segment (a request, or an image of one under ``scope = image``), the key of the last selected
-candidate by its four digits of eight bits, then stores the selected and the deferred in order. The second packs the rows
-that run. Every key is an integer that orders like its score, so nothing here depends on rounding, tiles or the batch.
+There are two launches. The first works segment by segment; a segment is a request, or an image of one under
+``scope = image``. It finds the key of the last selected candidate by its four digits of eight bits, then stores the
+selected and the deferred in order. The second packs the rows that run. Every key is an integer that orders like its
+score, so nothing here depends on rounding, tiles or the batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The static launch table, and the one place where kernels are launched.
+"""Holds the static launch table, and is the one place where kernels are launched.
 
-Nothing is tuned at run time: tuning again whenever lengths change would cost more than it saves, and other tiles would give other bits.
+Nothing is tuned at run time. Tuning again whenever lengths change would cost more than it saves, and other tiles would
+give other bits.
 """
 
 from __future__ import annotations

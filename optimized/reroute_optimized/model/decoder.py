@@ -1,4 +1,4 @@
-"""A handle on a transformers text decoder: its blocks, called whole, and the little else that routing touches."""
+"""Gives access to a transformers text decoder: its blocks, which are called whole, and the few other parts that routing touches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PositionEmbeddings = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Decoder:
-    """A text decoder and the names of its parts."""
+    """A transformers text decoder and the names of its parts."""
 
     module: nn.Module
     names: TextDecoder

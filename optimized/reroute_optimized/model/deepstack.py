@@ -1,4 +1,4 @@
-"""Features that a family adds to its visual rows at block boundaries: all of them get theirs, whether they ran or not."""
+"""Adds a family's visual features between blocks (DeepStack). Every visual row gets its features, whether it ran or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeepStack:
-    """What is added after the first blocks (n visual columns of a batch of B prompts in S columns).
+    """The features that are added after the first blocks (n visual columns of a batch of B prompts in S columns).
 
     Attributes:
         features: [n, d] per boundary, from the first block's on.

@@ -1,7 +1,8 @@
-"""Nüwa's first stage as a step of the vision tower: few patches of an image stay, and gather what resembles them nearby.
+"""Runs Nüwa's first stage in the vision tower: it keeps few patches of an image, which gather the features of similar patches nearby.
 
-The projector still gives a row for every patch, those of dropped patches marked: what happened to an image travels with its
-features, wherever transformers keeps, repeats or merges them. The text decoder then leaves marked columns out.
+The projector still gives a row for every patch, and the rows of dropped patches are marked. So what happened to an
+image travels with its features, wherever transformers keeps, repeats or merges them. The text decoder then leaves the
+marked columns out.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ _DROPPED = -torch.inf
 
 
 class _Encoding(threading.local):
-    """What hooks hand on within one encoding; ``generate`` encodes outside of a forward, in a thread of its own."""
+    """The values that the hooks hand on to one another within one encoding of images.
+
+    Every thread has its own, because ``generate`` encodes images outside of the forward that the router guards.
+    """
 
     def __init__(self) -> None:
         self.metric: Tensor | None = None
@@ -48,15 +52,15 @@ class _Encoding(threading.local):
 
 
 class FirstStage:
-    """Hooks on a vision tower and its projector.
+    """Nüwa's first stage, as hooks on a vision tower and its projector. The patches that stay are called pillars.
 
     Args:
-        model: with the tower.
-        tower: its description.
+        model: the model with the tower.
+        tower: the description of the tower.
         tier: ``64``, ``128`` or ``192``.
 
     Attributes:
-        kept: pillars of an image.
+        kept: number of pillars of an image.
         chosen: metric [n, 576] and pillars [n, kept] of the images that were encoded last.
 
     Raises:
@@ -84,7 +88,7 @@ class FirstStage:
         self.chosen: tuple[Tensor, Tensor] | None = None
 
     def register(self) -> list[RemovableHandle]:
-        """The hooks."""
+        """Register the hooks, and return their handles."""
         averaged = [self._blocks[state - 1].register_forward_hook(self._remember) for state in _AVERAGED]
         return [
             self._blocks[self._scoring].register_forward_pre_hook(self._score, with_kwargs=True),
@@ -94,7 +98,7 @@ class FirstStage:
         ]
 
     def schedule_for(self, schedule: Schedule, images: int) -> Schedule:
-        """Stage 2 of a request with so many images: other row counts than a tier's keep a ratio."""
+        """The schedule of stage 2 for a request with so many images; other row counts than a tier's keep a ratio."""
         if images == 1:
             return schedule
         return replace(schedule, decisions=tuple(Decision(d.layer, _OTHERWISE) for d in schedule.decisions))
@@ -193,9 +197,9 @@ class Shortened:
     Attributes:
         embeddings: [B, W, d], padding zero.
         positions: [B, W].
-        images: per request.
-        dropped: [B] columns left out.
-        columns: [B, W] where its columns were.
+        images: number of images of every request.
+        dropped: [B] number of columns that were left out.
+        columns: [B, W] the column at which each of its columns stood before.
     """
 
     embeddings: Tensor
@@ -206,7 +210,10 @@ class Shortened:
 
 
 def choose_pillars(metric: Tensor, candidates: int, kept: int) -> Tensor:
-    """The best of the best of every region, ascending: [n, kept] of ``metric`` [n, 576]. Ties go to the lower patch."""
+    """Choose the pillars, ascending: [n, kept] of ``metric`` [n, 576].
+
+    They are the best of the best patches of every region. Ties go to the lower patch.
+    """
     half = _SIDE // 2
     patches = (
         torch.arange(PATCHES, device=metric.device).view(half, 2, half, 2).transpose(1, 2).reshape(-1, 4)

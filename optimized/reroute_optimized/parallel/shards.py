@@ -1,4 +1,7 @@
-"""Heads that tensor parallelism divides among processes: which processes, and a score over the heads of all of them."""
+"""Finds the processes that divide the heads by tensor parallelism, and reduces a score over the heads of all of them.
+
+It also says what happened where a collective fails because another process is gone.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class Shards:
     """The processes among which heads are divided.
 
     Attributes:
-        group: they, for collectives.
-        size: how many.
+        group: their process group, for collectives.
+        size: the number of processes.
     """
 
     group: dist.ProcessGroup

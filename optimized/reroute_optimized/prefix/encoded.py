@@ -1,4 +1,7 @@
-"""What the vision tower made of a prefix's images and videos, found again by their pixels."""
+"""Keeps what the vision tower made of a prefix's images and videos, and finds it again by their pixels.
+
+So the tower does not encode the pictures of a prefix again for every prompt that begins with it.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class _Picture:
-    """One image or video as it is given.
+    """One image or video as the caller gave it.
 
     Attributes:
-        pixels: its part of the input.
-        sizes: its rows of what is given beside pixels, by name.
-        options: what else the caller chose, such as the tower's block to read.
+        pixels: its part of the pixel input.
+        sizes: its rows of the inputs beside the pixels, such as its grid, by the name of the input.
+        options: everything else that the caller chose, such as the block of the tower that is read.
     """
 
     pixels: Tensor
@@ -47,11 +50,14 @@ _Features = tuple[Tensor, tuple[Tensor, ...]]
 
 
 class Encoded:
-    """Stands between a model and its vision tower: pictures that are known by their pixels are not encoded again.
+    """The features of a prefix's pictures, kept between a model and its vision tower.
+
+    While it records, it keeps what the tower makes. While it is used, it returns what it kept for pictures of the same
+    pixels, and the tower encodes only the others.
 
     Args:
-        model: with a head.
-        family: of it, with a merger.
+        model: the model with its head.
+        family: the description of its family, which names a merger.
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
@@ -63,13 +69,13 @@ class Encoded:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever is encoded meanwhile is kept."""
+        """Keep whatever is encoded inside the ``with`` block."""
         with self._replaced(self._record):
             yield
 
     @contextmanager
     def reused(self) -> Iterator[None]:
-        """What was kept is taken where the same pixels come again."""
+        """Return what was kept where the same pixels come again inside the ``with`` block."""
         with self._replaced(self._reuse):
             yield
 
@@ -166,7 +172,7 @@ def _named(original: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 
 
 def _parts(output: Any, pictures: int) -> list[_Features]:
-    """Per picture."""
+    """The features of each picture in an output of the tower."""
     features = list(output.pooler_output)
     rows = [len(own) for own in features]
     levels = []

@@ -1,4 +1,7 @@
-"""The beginning of many prompts, run once, and how it is used."""
+"""Runs the beginning of many prompts once, and lets prefills start after it inside a ``with`` block.
+
+``make_prefix`` runs the blocks before the first decision, which every row runs, and returns a ``Prefix``.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,17 @@ from .recorded import Recorded
 
 
 class Prefix:
-    """The beginning of prompts: system text and images, or any first rows that prompts share.
+    """The beginning that prompts share, computed once: system text and images, or any other first rows.
 
-    ``with prefix:`` every prefill of its model starts after it, in ``generate`` and in plain calls, a batch or a single
-    prompt, padded or not. Decisions, outputs and caches are those of the prompt by itself, up to rounding. A prompt that
-    begins with other ids, pixels, embeddings or positions is refused, by comparison; turns on a filled cache go on as
-    ever. Outside the ``with`` block nothing is shared.
+    Inside ``with prefix:`` every prefill of its model starts after the prefix, in ``generate`` and in plain calls, for
+    a batch or a single prompt, padded or not. Decisions, outputs and caches are those of the prompt by itself, up to
+    rounding. A prompt that begins with other ids, pixels, embeddings or positions is found by comparison and refused.
+    Turns on a filled cache go on as always. Outside the ``with`` block nothing is shared.
 
-    It keeps keys, values and states of the blocks before the first decision, what its rows are there, the merged
-    embeddings, and pixels and features of its images; using it adds nothing. Weights are trusted to be those that it was
-    made with: make it anew after loading, training, merging or switching any of them. There is no gradient through it.
+    A prefix keeps the keys, values and states of the blocks before the first decision, the hidden states of its rows
+    after those blocks, the merged embeddings, and the pixels and features of its images. Its use adds nothing to that.
+    It trusts that the weights are still those that it was made with, so make it anew after you load, train, merge or
+    switch any of them. No gradient passes through it.
 
     Attributes:
         num_rows: rows that it holds.
@@ -73,7 +77,11 @@ class Prefix:
     def opening_of(
         self, request: Request, real: Flags, positions: Tensor, features: DeepStack | None
     ) -> Opening:
-        """Where a batch starts; arguments and refusals as :meth:`Recorded.check`, and hidden states of all blocks."""
+        """The opening from which a batch starts, once its prompts have been compared with the prefix.
+
+        Arguments and refusals are those of :meth:`Recorded.check`. Hidden states of all blocks and gradients are
+        refused too.
+        """
         if request.keep_hidden_states:
             raise RerouteError(
                 "output_hidden_states",

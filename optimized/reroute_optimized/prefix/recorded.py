@@ -1,4 +1,8 @@
-"""What a prefix was, to compare prompts with: they share it by what they hold, not by what anybody says."""
+"""Records what a prefix was and compares prompts with it, so that only a prompt that begins with it starts after it.
+
+The comparison looks at what the rows hold, which is their ids, positions, merged embeddings and features between
+blocks. It does not rely on what a caller says.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,12 @@ _REMEDY = "give prompts that begin with the prefix, others outside its with bloc
 
 @dataclass(frozen=True)
 class Recorded:
-    """A prefix of P columns, and what became of it.
+    """A prefix of P columns, and what the blocks before the first decision made of it.
 
     Attributes:
-        opening: of its rows, which a first stage may have made fewer than its columns.
-        ids: [P], or None where embeddings were given.
-        embeddings: [P, d], images merged.
+        opening: what those blocks made of its rows. A first stage may have left fewer rows than there are columns.
+        ids: [P] token ids, or None where embeddings were given.
+        embeddings: [P, d] with the images merged in.
         positions: [3 or 1, P].
         features: [P, d] for each of the blocks before the first decision that something is added after.
     """

@@ -1,4 +1,8 @@
-"""From what a routed model remembers to a view of it: which patch every ordinal was, and what was to be seen there."""
+"""Builds the view of one request of the last prefill: its decisions, and the grids, pictures and words of its prompt.
+
+The rows of the prompt are matched with the placeholders of its images, so that the view can say which patch every
+ordinal was. Where that is not known, the view has no images.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ def run_of(router: Router, done: Prefill, request: int) -> tuple[Run, bool]:
 
 
 def _same_prompt(one: Prefill, other: Prefill, request: int) -> bool:
-    """By its tokens; by its rows where it had none."""
+    """Whether two prefills had the same prompt, by its tokens or, where it had none, by its rows."""
     if one.source is not None and other.source is not None:
         return one.source.ids[request].tolist() == other.source.ids[request].tolist()
     plans = [done.layout.plans[request] for done in (one, other)]

@@ -1,4 +1,8 @@
-"""A routed turn: one pass over the stages, nothing read on the host between the first block and the output."""
+"""Runs a routed turn in one pass over its stages: it decides, gathers the active rows, runs whole blocks and writes the rows back.
+
+On a GPU nothing is read on the host between the first block and the output. On a CPU a NaN score is raised where it
+appears.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,8 @@ class Rows:
     """The new rows of a turn.
 
     Attributes:
-        layout: of the batch.
-        hidden_states: [B, S, d] embeddings, left as they are.
+        layout: the layout of the batch.
+        hidden_states: [B, S, d] embeddings, which are left as they are.
         rotary: cos and sin of all columns, [B, S, rotary width].
         features: what the family adds to visual rows between blocks, or None.
     """
@@ -45,15 +49,15 @@ class Turn:
     """One prefill, or one later turn with visual rows.
 
     Args:
-        decoder: whose blocks run.
-        schedule: what is decided.
-        rows: what is new.
-        cache: every block appends exactly the rows it runs; None to keep nothing.
+        decoder: the decoder whose blocks run.
+        schedule: the schedule that is applied.
+        rows: the new rows.
+        cache: every block appends exactly the rows it runs. If it is None, nothing is kept.
         past: what the cache held before; None in a first turn.
-        probe: see :class:`Probe`.
-        tables: [B, K] selections to run instead of deciding, one per decision: nothing is scored then.
+        probe: what a conformance run replays and observes, see :class:`Probe`.
+        tables: [B, K] selections to run instead of deciding, one per decision. Nothing is scored then.
         keep_hidden_states: whether to collect the embeddings, the stream after every block, and the final states.
-        opening: what the blocks before the first decision made of the first rows of every request; a first turn without
+        opening: what the blocks before the first decision made of the first rows of every request. A first turn without
             collected states may start there.
     """
 
@@ -80,11 +84,11 @@ class Turn:
         self._before: tuple[Universe, ActiveRows | None] | None = None
 
     def run(self) -> Tensor:
-        """The final hidden states, after the norm.
+        """Run all blocks, and return the final hidden states after the norm.
 
         Returns:
             [B, S, d] under ``reroute``, [B, R, d] with the last stage's survivors left-padded with NaN under
-            ``delete``.
+                ``delete``.
 
         Raises:
             RerouteError: a replayed selection that the plan refuses; NaN scores on a CPU, before the decision's block

@@ -1,4 +1,7 @@
-"""Turns of text after the prefill: the rows run every block and attend all that its cache holds. Nothing is decided here."""
+"""Runs later turns of text, decode included: every block runs their rows, which attend all rows that the block has cached.
+
+Nothing is decided here.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def decode(
     *,
     run_row: RunRow | None = None,
 ) -> Tensor:
-    """Run text rows on top of a filled cache; a chunk of them equals one by one.
+    """Run text rows on top of a filled cache. A chunk of rows gives the same as its rows one by one.
 
     Args:
         decoder: whose blocks run.

@@ -1,4 +1,4 @@
-"""Causal masks over compact rows, in the form each attention implementation of transformers takes."""
+"""Builds causal masks over compact rows, in the form that each attention implementation of transformers takes."""
 
 from __future__ import annotations
 

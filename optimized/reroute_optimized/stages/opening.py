@@ -1,6 +1,6 @@
-"""The blocks before the first decision, where a prefix is reused: run once on its rows, then on the rows after it alone.
+"""Runs the blocks before the first decision where a prefix is reused: once on the prefix, then only on the rows after it.
 
-What stands here moves no decision: these blocks run all rows in any case, and a row sees none that comes later.
+Reusing them changes no decision, because these blocks run all rows in any case and no row attends a later one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .stream import ActiveRows
 
 @dataclass(frozen=True)
 class Opening:
-    """What those blocks made of a prefix of P rows.
+    """The result of the blocks before the first decision on a prefix of P rows.
 
     Attributes:
         hidden_states: [P, d] at the input of the first decision's block.
@@ -47,7 +47,10 @@ def begin(
     features: DeepStack | None,
     previous: bool,
 ) -> Opening:
-    """Run the first ``layers`` blocks on a prefix [1, P, d] without padding; ``previous``: whether scores are of the last."""
+    """Run the first ``layers`` blocks on a prefix [1, P, d] without padding.
+
+    ``previous`` says whether the first decision reads its scores from the last of these blocks.
+    """
     width, device = hidden_states.shape[1], hidden_states.device
     cache = make_cache(decoder)
     every = StageLayout(0, layers - 1, (width,), None, None)

@@ -1,4 +1,7 @@
-"""How visual rows are scored: one query row against all keys of the universe, never a square of attention."""
+"""Scores rows for a decision by the attention of the asking rows to all keys, in plain PyTorch.
+
+Only the asking rows are multiplied with the keys, so that the square of attention is never computed.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from ..parallel.shards import over_all_heads
 
 @dataclass(frozen=True)
 class Universe:
-    """The rows U that the softmax of a decision runs over.
+    """The rows U that the softmax of a score runs over.
 
     Attributes:
-        hidden_states: [B, W, d], input of the decision's block.
+        hidden_states: [B, W, d], input of the block in whose terms rows are scored.
         position_embeddings: cos and sin, [B, W, rotary width], at the rows' own positions.
         real: [B, W] bool, False for padding; None where there is none.
         queries: [B, n] columns of the asking rows, ascending.

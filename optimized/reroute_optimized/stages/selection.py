@@ -1,6 +1,6 @@
-"""Which candidates run, and where their rows go: order-preserving index arithmetic, no host reads.
+"""Selects the candidates that run, by index arithmetic that keeps their order and reads nothing on the host.
 
-Tables are rectangular over the batch; entries beyond a request's own count hold a sentinel one past the largest place.
+Tables are rectangular over the batch. Entries beyond a request's own count hold a sentinel one past the largest place.
 """
 
 from __future__ import annotations

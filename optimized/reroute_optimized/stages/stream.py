@@ -1,4 +1,4 @@
-"""The residual stream between stages: all rows in one flat buffer (``reroute``), or the survivors alone (``delete``)."""
+"""Holds the residual stream between stages: all rows in one flat buffer under ``reroute``, the survivors alone under ``delete``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .score import Universe
 
 @dataclass(frozen=True)
 class ActiveRows:
-    """The rows of a stage, packed to the right: the last prompt row is always the last place.
+    """The rows that a stage runs, packed to the right, so that the last prompt row is always the last place.
 
     Attributes:
         columns: [B, R] prompt column of every place, S where a place is padding.
@@ -44,7 +44,7 @@ class ActiveRows:
 
 
 class Stream(Protocol):
-    """What a stage reads and writes."""
+    """The protocol of a residual stream, from which a stage gathers its rows and to which it writes them back."""
 
     def universe(self) -> Universe:
         """The rows that the next decision scores against."""
@@ -76,9 +76,9 @@ def open_stream(action: str, layout: Layout, hidden_states: Tensor, rotary: Posi
 
 
 class Bypass:
-    """``reroute``: a flat buffer of B * S rows and one spare row, zero, that padding reads and writes.
+    """The stream under ``reroute``: a flat buffer of B * S rows and one spare row, zero, that padding reads and writes.
 
-    The buffer is a copy: the input belongs to the caller or, as a block's output, to whoever hooked that block.
+    The buffer is a copy, because the input belongs to the caller or, as a block's output, to whoever hooked that block.
     """
 
     def __init__(self, layout: Layout, hidden_states: Tensor, rotary: PositionEmbeddings) -> None:
@@ -136,7 +136,7 @@ class Bypass:
 
 
 class Survivors:
-    """``delete``: the last stage's output and nothing else."""
+    """The stream under ``delete``, which holds the last stage's output and nothing else."""
 
     def __init__(self, layout: Layout, hidden_states: Tensor, rotary: PositionEmbeddings) -> None:
         self._layout = layout
@@ -163,7 +163,7 @@ class Survivors:
         return self._rows.places.gather(1, columns)
 
     def gather(self, rows: ActiveRows) -> tuple[Tensor, PositionEmbeddings]:
-        """Survivors among the survivors."""
+        """Copies of the rows that stay, taken from the survivors so far."""
         batch, width = self._hidden.shape[:2]
         base = torch.arange(batch, device=rows.columns.device)[:, None] * width
         flat, shape = (self.columns_in_universe(rows.columns) + base).flatten(), (*rows.columns.shape, -1)
@@ -175,11 +175,11 @@ class Survivors:
         return hidden, (cos, sin)
 
     def scatter(self, rows: ActiveRows, hidden_states: Tensor, rotary: PositionEmbeddings) -> None:
-        """The last stage's rows are all that is left."""
+        """Keep the last stage's rows as all that is left."""
         self._rows, self._hidden, self._rotary = rows, hidden_states, rotary
 
     def bypass(self, layer: int, features: DeepStack) -> None:
-        """Nobody bypasses."""
+        """Do nothing, because under ``delete`` no row bypasses a block."""
 
     def snapshot(self, rows: ActiveRows, hidden_states: Tensor) -> Tensor:
         """[B, R, d]."""

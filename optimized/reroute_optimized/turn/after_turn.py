@@ -1,4 +1,4 @@
-"""What a cache remembers after a turn: which entries are rows, how many there were, and where positions go on."""
+"""Computes what a cache remembers after a turn: which entries are rows, how many there were, and where positions go on."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def first_state(
     hidden_columns: Tensor | None = None,
     columns: int | None = None,
 ) -> RoutingState:
-    """After a prefill.
+    """The state of a cache after a prefill.
 
     Args:
-        decoder: whose cache it is.
-        schedule: that ran.
-        done: the prefill.
+        decoder: the decoder whose cache it is.
+        schedule: the schedule that ran.
+        done: what the prefill left behind.
         positions: [B or 1, S] or [3, B or 1, S].
         hidden_columns: [B], see :class:`RoutingState`.
-        columns: that the prompt has for transformers; S unless given.
+        columns: number of columns that the prompt has for transformers; S unless given.
     """
     layout = done.layout
     batch = len(layout.plans)
@@ -61,7 +61,10 @@ def later_state(
     hidden_columns: Tensor | None = None,
     columns: int | None = None,
 ) -> RoutingState:
-    """After a later turn with visual rows, on top of ``state``; arguments as for :func:`first_state`."""
+    """The state of a cache after a later turn with visual rows, on top of ``state``.
+
+    Arguments are those of :func:`first_state`; ``past`` is what the cache held before the turn.
+    """
     layout = done.layout
     coordinates, routed = largest(positions).expand(len(layout.plans), -1), _routed(schedule, layout)
     num_rows = _num_rows(layout, coordinates.device)

@@ -1,4 +1,4 @@
-"""A dynamic cache whose blocks hold different numbers of rows, and what no block's cache can tell."""
+"""Defines the KV cache of a routed request, whose blocks hold different numbers of rows, and the state beside its keys and values."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .records import NanGuard
 
 @dataclass(frozen=True)
 class Held:
-    """Blocks whose caches hold the same rows.
+    """A run of blocks whose caches hold the same rows.
 
     Attributes:
         first, last: the blocks, both inclusive.
-        valid: [B, rows] bool, False for padding, as of the last routed turn; None where there is none. Rows that
-            came later are all valid.
+        valid: [B, rows] bool, False for padding, as of the last routed turn; None where there is none. Rows that came
+            later are all valid.
     """
 
     first: int
@@ -40,19 +40,21 @@ class Held:
 
 @dataclass
 class RoutingState:
-    """What a filled cache knows beside its keys and values.
+    """The state of a filled cache beside its keys and values.
 
     Attributes:
-        columns: logical length as transformers counts it: columns given so far, padding included.
+        columns: logical length as transformers counts it, which is the number of columns given so far, padding
+            included.
         held: what every block holds; together they cover all blocks.
         num_rows: [B] real rows given so far, deferred or removed ones included.
-        hidden_columns: columns that are no rows although no mask hides them: patches that a first stage drops.
-        next_positions: [B, 1 + t], the next position after each of the last t rows, and before them; what a request's
-            last routed turn or its first row hides is meaningless.
+        hidden_columns: [B] columns that are no rows although no mask hides them: the patches that a first stage drops.
+        next_positions: [B, 1 + t], the next position after each of the last t rows, and first the one before them.
+            Entries from before the end of a request's last routed turn, or from before its first row, mean nothing.
         reach: [B] rows since a request's last routed turn, or all its rows where none was routed; at most t.
         renumbered: whether later rows count on from a block's own rows.
         guard: NaN flags of the last routed turn that nobody has read yet.
-        open: whether a routed forward is appending rows; nobody else may, for lengths and positions would go stale.
+        open: whether a routed forward is appending rows. Nobody else may append, because lengths and positions would go
+            stale.
     """
 
     columns: int
@@ -77,9 +79,11 @@ class RoutingState:
 
 
 class RoutedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
-    """The cache of a routed request. ``generate`` and the user hold a DynamicCache; that very object becomes this.
+    """The KV cache of a routed request.
 
-    ``get_seq_length()`` is the logical length, ``get_seq_length(i)`` the rows that block i's cache holds.
+    ``generate`` and the user hold a DynamicCache, and that very object becomes an instance of this class.
+    ``get_seq_length()`` is the logical length, and ``get_seq_length(i)`` is the number of rows that block i's cache
+    holds.
     """
 
     routing: RoutingState | None = None
@@ -304,11 +308,11 @@ def adopt(cache: Any, filled: RoutedCache) -> RoutedCache:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What every block held, to go back to where a turn fails.
+    """The contents of a cache before a turn, which are restored where the turn fails.
 
     Attributes:
-        lengths: rows of every block.
-        states: copies of the states of linear attention, by block: they are written in place.
+        lengths: number of rows of every block.
+        states: copies of the states of linear attention, by block, because those are written in place.
     """
 
     lengths: tuple[int, ...]

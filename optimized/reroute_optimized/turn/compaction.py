@@ -1,4 +1,4 @@
-"""Where rows go when the active ones are packed together: index arithmetic that keeps their order and reads nothing on the host.
+"""Computes where rows go when the active ones are packed together; it keeps their order and reads nothing on the host.
 
 Tables are rectangular over the batch. Entries beyond a request's own count hold a sentinel one past the largest place.
 """

@@ -1,6 +1,6 @@
-"""Every shape of a prefill, from the masks alone: plans per request, ragged stages, static index tables.
+"""Computes every shape of a turn from its masks alone: the plan of every request, ragged stages, and static index tables.
 
-The masks are read to the host once, here; what the engine needs later is uploaded before the first block runs.
+The masks are read to the host once, here. What the engine needs later is uploaded before the first block runs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class DecisionLayout:
 
     Attributes:
         index: place in the schedule's decisions.
-        candidates: per request, 0 where it decides nothing.
-        kept: per request.
-        slots: [B, K] ranks to keep, see :func:`selection.select_places`.
+        candidates: number of candidates of every request, 0 where it decides nothing.
+        kept: number of rows that every request keeps.
+        slots: [B, K] ranks to keep, see :func:`reroute_optimized.stages.selection.select_places`.
         groups: [B, C] span of every candidate, or None for one span without padding.
         real: [B, C] bool, False for padding; None where there is none.
     """
@@ -39,7 +39,7 @@ class StageLayout:
     """Blocks ``first`` to ``last`` over the batch.
 
     Attributes:
-        rows: rows per request; ``width`` is the largest.
+        rows: number of rows of every request; ``width`` is the largest.
         pads: [B] rows of left padding, or None where all requests have ``width`` rows.
         decision: what is decided at the input of ``first``; None for the dense stage.
     """
@@ -58,7 +58,7 @@ class StageLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch of B prompts in S columns (N: the most routable rows; S and N are also the sentinels).
+    """The shapes of a batch of B prompts in S columns (N: the most routable rows; S and N are also the sentinels).
 
     Attributes:
         plans: one per request.
@@ -68,7 +68,7 @@ class Layout:
         visual: [B, N + 1] column of every ordinal.
         queries: [B, n] columns of the last n rows, ascending; 0 where a request has fewer.
         asked: [B, n] bool, or None where every request has n rows.
-        stages: in order; they cover all blocks.
+        stages: the stages in order; they cover all blocks.
     """
 
     num_columns: int
@@ -95,7 +95,7 @@ def read_masks(shape: tuple[int, int], *masks: Tensor | None) -> list[Flags | No
 
 
 def flags(shape: tuple[int, int], value: bool) -> Flags:
-    """Every column alike."""
+    """Flags of every column that all have the same value."""
     return [[value] * shape[1] for _ in range(shape[0])]
 
 

@@ -1,8 +1,8 @@
-"""Caches in pages: every request holds just the rows that it ran, and room for rows to come is taken page by page.
+"""Keeps KV caches in pages: every request holds just the rows that it ran, and takes room for later rows page by page.
 
-Blocks between two decisions hold the same rows, so they share one table of pages: page p of each of them is the same rows. Pages
-come from a pool that the caches of a routed model share; repeated, copied and prefixed requests hold the same pages until one of
-them appends.
+Blocks between two decisions hold the same rows, so they share one table of pages: page p of each of them holds the same
+rows. Pages come from a pool that the caches of a routed model share. Repeated, copied and prefixed requests hold the
+same pages until one of them appends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def pages_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class PagePool:
-    """Pages of blocks that hold the same rows.
+    """The pages of blocks that hold the same rows.
 
     Attributes:
         keys, values: per block [P, PAGE, Hkv, head_dim].
@@ -60,7 +60,7 @@ class PagePool:
         return self.size - len(self._free)
 
     def reserve(self, pages: int) -> None:
-        """At least so many free pages; a failure to get them changes nothing that anybody holds."""
+        """Make sure that at least ``pages`` pages are free. A failure to get them changes nothing that anybody holds."""
         missing = pages - len(self._free)
         if missing <= 0:
             return
@@ -77,19 +77,19 @@ class PagePool:
         self._holders.extend([0] * (size - self.size))
 
     def take(self, count: int) -> list[int]:
-        """So many reserved pages, each held once."""
+        """Take ``count`` reserved pages, each with one holder."""
         taken = [self._free.pop() for _ in range(count)]
         for page in taken:
             self._holders[page] = 1
         return taken
 
     def hold(self, pages: Iterable[int]) -> None:
-        """One holder more of each of ``pages``."""
+        """Add one holder to each of ``pages``."""
         for page in pages:
             self._holders[page] += 1
 
     def give(self, pages: Iterable[int]) -> None:
-        """One holder less of each of ``pages``; those without any are free."""
+        """Take one holder from each of ``pages``; those without any are free."""
         for page in pages:
             self._holders[page] -= 1
             if not self._holders[page]:
@@ -100,7 +100,7 @@ class PagePool:
         return self._holders[page] > 1
 
     def copy(self, page: int, to: int) -> None:
-        """The rows of ``page`` of every block, into ``to``."""
+        """Copy the rows of ``page`` of every block into ``to``."""
         for table in (*self.keys, *self.values):
             table[to].copy_(table[page])
 
@@ -109,9 +109,10 @@ class PagedRows:
     """The rows of B requests in the blocks of one pool.
 
     Attributes:
-        pool: where their pages are.
+        pool: the pool that has their pages.
         lengths: [B] rows of every request.
-        tables: [B, at least the most pages] int32, pages of every request in order, and anything after them.
+        tables: [B, at least the most pages] int32, the pages of every request in order; entries after them mean
+            nothing.
         width: rows that transformers sees, padding included; it stays when the longest request leaves.
         padded: whether a turn on rectangles left padding among the rows, which only a mask hides.
     """
@@ -130,7 +131,7 @@ class PagedRows:
         return pages
 
     def append(self, counts: Counts) -> None:
-        """Room for ``counts`` [B] more rows of every request; a failure to get it changes nothing."""
+        """Take room for ``counts`` [B] more rows of every request; a failure to get it changes nothing."""
         counts = np.asarray(counts, dtype=np.int64)
         lengths = self.lengths + counts
         before, after = pages_of(self.lengths), pages_of(lengths)
@@ -189,7 +190,7 @@ class PagedRows:
         self.lengths, self.width = lengths, width
 
     def take(self, chosen: Sequence[int]) -> None:
-        """The requests of ``chosen``, in that order: by their tables, no row is copied."""
+        """Keep the requests of ``chosen``, in that order. Only their tables change, and no row is copied."""
         before = self.pages()
         at = list(chosen)
         self.tables, self.lengths = self.tables[at], self.lengths[at]
@@ -197,7 +198,7 @@ class PagedRows:
         self.pool.give(before)
 
     def fork(self) -> PagedRows:
-        """The same rows once more, on the same pages."""
+        """Hold the same rows once more, on the same pages."""
         other = PagedRows(self.pool, len(self.lengths))
         other.lengths, other.tables = self.lengths.copy(), self.tables.copy()
         other.width, other.padded = self.width, self.padded
@@ -226,7 +227,7 @@ class PagedRows:
         return {**vars(self), "pool": pool, "tables": tables}
 
     def moved(self, device: torch.device) -> None:
-        """Their pages on another device, in a pool of their own there."""
+        """Move the pages to another device, into a pool of their own there."""
         state = self.__getstate__()
         pool = state["pool"]
         pool.keys, pool.values = (
@@ -250,12 +251,13 @@ class PagedRows:
 class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """One block's part of a cache, as transformers sees it.
 
-    ``keys`` and ``values`` show it as transformers does, [B, Hkv, rows, head_dim] with shorter requests padded on the left; that is
-    a copy. What changes tables is done by the first block that shares them, for all of those; on the others it does nothing.
+    ``keys`` and ``values`` show it as transformers does, [B, Hkv, rows, head_dim] with shorter requests padded on the
+    left; that is a copy. Whatever changes the tables is done by the first block that shares them, for all of those
+    blocks. On the others it does nothing.
 
     Attributes:
-        rows: of the blocks that share them; None before anything is held.
-        place: of the block among those.
+        rows: the rows of the blocks that share them; None before anything is held.
+        place: place of the block among those.
     """
 
     def __init__(self, rows: PagedRows | None = None, place: int = 0) -> None:
@@ -327,16 +329,16 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             rows.truncate(rows.lengths + tokens_to_remove, rows.width + tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The requests of ``beam_idx``, in that order."""
+        """Keep the requests of ``beam_idx``, in that order."""
         if self.place == 0:
             self.held.take(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every request ``repeats`` times, side by side."""
+        """Repeat every request ``repeats`` times, side by side."""
         self.reorder_cache(torch.arange(len(self.held.lengths)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """The requests of ``indices``, integers or a bool mask."""
+        """Keep the requests of ``indices``, integers or a bool mask."""
         self.reorder_cache(torch.arange(len(self.held.lengths))[indices.cpu()])
 
     def to(self, device: torch.device | str) -> None:
@@ -347,5 +349,5 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 
 
 def _power_of_two(count: int) -> int:
-    """The next one: tables of the same width serve the same graphs."""
+    """The next power of two that is at least ``count``. Tables of the same width serve the same graphs."""
     return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""What blocks hold from earlier turns, and how blocks of linear attention run ragged rows on top of it."""
+"""Describes what the blocks hold from earlier turns, as it was when a turn began."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Past:
     """The caches of earlier turns, as they were when this one began.
 
     Attributes:
-        batch: requests.
-        held: what blocks hold.
+        batch: number of requests.
+        held: what the blocks hold.
         lengths: physical rows per block, padding included.
-        device: of the cache.
+        device: the device of the cache.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""What a conformance run may give and see: selections to replay, the residual stream at every decision."""
+"""Lets a conformance run replay selections and observe the residual stream at every decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Replay = Sequence[Sequence[Sequence[int]]]
 
 @dataclass
 class Probe:
-    """What a conformance run may replay and observe; absent in ordinary use.
+    """The selections that a conformance run replays and the streams that it observes; in ordinary use there is none.
 
     Attributes:
         replay: selections to use instead of the scores' own.

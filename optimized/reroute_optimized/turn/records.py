@@ -1,4 +1,4 @@
-"""What a prefill leaves behind: device tensors at first, traces when somebody asks."""
+"""Keeps what a prefill leaves behind: its decisions stay device tensors until somebody asks for the traces."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Decided:
     """One decision over the batch.
 
     Attributes:
-        shape: its static layout; gives every count.
-        layer: block at whose input it fell.
+        shape: its static layout, which gives every count.
+        layer: the block at whose input the decision is made.
         pool: [B, C] ordinals of the candidates, or None where they are all ordinals.
         scores: [B, C].
         selected: [B, K] ordinals, ascending, padding last.
@@ -42,7 +42,7 @@ class Decided:
 
 @dataclass
 class NanGuard:
-    """NaN scores seen on an asynchronous device, read on the host when somebody checks."""
+    """The NaN scores that were seen on an asynchronous device, which the host reads when somebody checks."""
 
     seen: list[tuple[int, int, Tensor]] = field(default_factory=list)
 
@@ -82,11 +82,11 @@ def refuse_nan(index: int, layer: int, flags: Tensor) -> None:
 
 @dataclass
 class Prefill:
-    """A finished prefill, or a later turn that was routed.
+    """A finished prefill, or a finished later turn that was routed.
 
     Attributes:
-        layout: of the batch.
-        decided: in order.
+        layout: the layout of the batch.
+        decided: the decisions, in order.
         guard: NaN flags that nobody has read yet.
         attends: per block, whether it caches rows.
         past: [Λ, B] rows that every block had cached before; None where nothing was.
@@ -147,7 +147,7 @@ class _Row:
 
 
 class _Table:
-    """A decision's tensors on the host."""
+    """One decision's tensors, copied to the host."""
 
     def __init__(self, decided: Decided) -> None:
         self._shape = decided.shape

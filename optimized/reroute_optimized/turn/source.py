@@ -1,4 +1,7 @@
-"""What a prompt was made of, kept by reference for whoever draws it: nothing is copied, and nothing read until then."""
+"""Keeps a prompt's token ids and the sizes of its images by reference, so that the prompt can be drawn later.
+
+Nothing is copied, and nothing is read until then.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ class Source:
     """A batch before its images were merged.
 
     Attributes:
-        ids: [B, S].
-        sizes: inputs that say how large images and videos are, by name.
-        columns: [B, W] those that a first stage has left; None where all are there.
+        ids: [B, S] token ids.
+        sizes: the inputs that say how large images and videos are, by name.
+        columns: [B, W] the columns that a first stage has left; None where all are there.
     """
 
     ids: Tensor

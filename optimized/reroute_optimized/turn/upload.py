@@ -1,4 +1,4 @@
-"""The way of host tables to the device, without waiting for it."""
+"""Uploads tables from the host to the device, without waiting for the device."""
 
 from __future__ import annotations
 

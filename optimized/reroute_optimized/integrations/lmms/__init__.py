@@ -1,4 +1,10 @@
-"""Benchmarks by lmms-eval: models that take ``reroute=``, and task files for RefCOCO. See docs/how-to/evaluate.md."""
+"""Gives lmms-eval, the evaluation harness, models that take ``reroute=`` and task files for RefCOCO.
+
+docs/how-to/evaluate.md says how they are run. Only ``models`` and ``routing`` import lmms-eval when they are loaded, so
+that the folder of task files can be asked for without it; of this package they import ``api``. To add a model, write
+its chat class and its simple class in ``models.py`` and list it in ``_MODELS`` here. To add a task, write its files in
+a folder of ``tasks``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints the folder of task files: ``--include_path "$(python -m reroute_optimized.integrations.lmms)"``."""
+"""Prints the folder of task files, for ``--include_path "$(python -m reroute_optimized.integrations.lmms)"``."""
 
 from . import TASKS
 

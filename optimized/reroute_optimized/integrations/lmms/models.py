@@ -1,6 +1,7 @@
-"""lmms-eval's own model classes, routed. Imported by lmms-eval alone, which finds them by their manifests.
+"""Routes lmms-eval's own model classes of LLaVA, Qwen2.5-VL and Qwen3-VL.
 
-A chat class takes the messages that a task makes; a simple one, asked for by ``--force_simple``, a text and its pictures.
+Only lmms-eval imports this module, because it finds the classes by their manifests. A chat class takes the messages
+that a task makes. A simple class, which ``--force_simple`` asks for, takes a text and its pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from .routing import Failed, Routing, one_at_a_time
 
 
 class _Llava(Routing):
-    """lmms-eval's LLaVA asserts batches of one only when it generates, answers "" where a video cannot be read, and has
-    ``device_map=""`` for one process, which transformers 5 refuses.
+    """A base class with the changes that both of lmms-eval's LLaVA classes need beside the routing.
+
+    lmms-eval asserts batches of one only when it generates, so a larger ``batch_size`` is refused here before the model
+    is loaded. lmms-eval answers "" where a video cannot be read, so the error is raised here instead. For one process
+    lmms-eval has ``device_map=""``, which transformers 5 refuses, so the device is given here.
     """
 
     def __init__(self, **model_args: Any) -> None:
@@ -30,7 +34,7 @@ class _Llava(Routing):
         super().__init__(**model_args)
 
     def load_video(self, video_path: Any, max_frames_num: int) -> Any:
-        """The frames, or what stands in their way."""
+        """The frames of a video. An error that prevents reading them is carried past lmms-eval's handlers."""
         try:
             return super().load_video(video_path, max_frames_num)  # type: ignore[misc]  # of lmms-eval's class
         except Exception as error:
@@ -38,16 +42,18 @@ class _Llava(Routing):
 
 
 class LlavaHf(_Llava, llava_hf.LlavaHf):  # type: ignore[misc]  # lmms-eval is untyped here
-    """``reroute_llava_hf``."""
+    """The model ``reroute_llava_hf``."""
 
 
 class LlavaHfSimple(_Llava, llava_hf_simple.LlavaHf):  # type: ignore[misc]
-    """``reroute_llava_hf`` under ``--force_simple``. lmms-eval's class makes no inputs of a prompt without a picture: it would
-    run those of the prompt before once more, or answer "".
+    """The model ``reroute_llava_hf`` under ``--force_simple``, which refuses a prompt without a picture.
+
+    lmms-eval's class makes no inputs of such a prompt. It would run the inputs of the prompt before once more, or
+    answer "".
     """
 
     def generate_until(self, requests: Any) -> Any:
-        """As lmms-eval's, of prompts with pictures.
+        """Generate as lmms-eval's class does, for prompts with pictures.
 
         Raises:
             RerouteError: a prompt has none.
@@ -70,16 +76,16 @@ def _pictured(request: Any) -> Any:
 
 
 class Qwen25VL(Routing, qwen2_5_vl.Qwen2_5_VL):  # type: ignore[misc]
-    """``reroute_qwen2_5_vl``."""
+    """The model ``reroute_qwen2_5_vl``."""
 
 
 class Qwen25VLSimple(Routing, qwen2_5_vl_simple.Qwen2_5_VL):  # type: ignore[misc]
-    """``reroute_qwen2_5_vl`` under ``--force_simple``."""
+    """The model ``reroute_qwen2_5_vl`` under ``--force_simple``."""
 
 
 class Qwen3VL(Routing, qwen3_vl.Qwen3_VL):  # type: ignore[misc]
-    """``reroute_qwen3_vl``; also loads Qwen3.5, as lmms-eval's class does."""
+    """The model ``reroute_qwen3_vl``, which also loads Qwen3.5, as lmms-eval's class does."""
 
 
 class Qwen3VLSimple(Routing, qwen3_vl_simple.Qwen3_VL):  # type: ignore[misc]
-    """``reroute_qwen3_vl`` under ``--force_simple``."""
+    """The model ``reroute_qwen3_vl`` under ``--force_simple``."""

@@ -1,4 +1,8 @@
-"""What is added to a model class of lmms-eval: it takes ``reroute``, routes what it loads, and lets errors through."""
+"""Adds routing to a model class of lmms-eval, and raises the errors that lmms-eval would turn into empty answers.
+
+The class takes the argument ``reroute`` and routes the model that it loads. The rows that its prompts run and cache are
+counted, and their means are written among lmms-eval's results.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,23 @@ from ...api import Routed, apply, check_backend
 
 
 class Failed(BaseException):
-    """Carries an error past lmms-eval's ``except Exception``, which would turn it into an empty answer."""
+    """An error on its way past lmms-eval's ``except Exception``, which would turn it into an empty answer.
+
+    The error itself is its ``__cause__``.
+    """
 
 
 @dataclass
 class Rows:
-    """What the prompts so far ran and cached."""
+    """The numbers of rows that the prompts so far have run and cached.
+
+    Attributes:
+        prompts: number of prompts.
+        visual: visual rows of all prompts.
+        visual_run: visual rows that ran, each prompt's averaged over the blocks.
+        cached: rows that the blocks of all prompts have cached.
+        cached_unrouted: rows that the same blocks cache when the model is not routed.
+    """
 
     prompts: int = 0
     visual: float = 0
@@ -31,7 +46,7 @@ class Rows:
     cached_unrouted: int = 0
 
     def add(self, routed: Routed) -> None:
-        """The prompts of the last batch.
+        """Count the prompts of the last batch.
 
         Raises:
             RerouteError: their scores were NaN.
@@ -44,7 +59,7 @@ class Rows:
             self.cached_unrouted += plan.num_rows * sum(rows > 0 for rows in trace.kv_rows)
 
     def means(self) -> dict[str, float]:
-        """Per prompt; lmms-eval writes them under ``throughput``."""
+        """Means per prompt, which lmms-eval writes under ``throughput``."""
         return {
             "reroute_visual_rows": self.visual / self.prompts,
             "reroute_visual_rows_run": self.visual_run / self.prompts,
@@ -53,15 +68,16 @@ class Rows:
 
 
 class Routing:
-    """The first base of a class whose next one is lmms-eval's.
+    """A base class that adds routing to the class of lmms-eval that follows it among the bases.
 
     Args:
-        reroute: the name of a preset or the path of a schedule file; empty: the model runs unrouted.
-        reroute_backend: as ``backend`` of :func:`reroute_optimized.apply`.
-        model_args: lmms-eval's own.
+        reroute: the name of a preset or the path of a schedule file. If it is empty, the model runs unrouted.
+        reroute_backend: the ``backend`` of :func:`reroute_optimized.apply`.
+        model_args: the arguments of lmms-eval's class.
 
     Raises:
-        RerouteError: an unknown preset, a file that is none, an unknown backend: all before the model is loaded.
+        RerouteError: an unknown preset, a file that holds no schedule, or an unknown backend. All are refused before
+            the model is loaded.
     """
 
     model: Any  # of lmms-eval's class: what it loaded, without accelerate's wrappers
@@ -78,17 +94,17 @@ class Routing:
         logger.info(f"routed by {reroute}, backend {self.routed.backend}")
 
     def generate_until(self, requests: Any) -> Any:
-        """As lmms-eval's, routed; what fails is raised."""
+        """Generate as lmms-eval's class does, with the routed model, and raise what fails."""
         with self._surfacing():
             return super().generate_until(requests)  # type: ignore[misc]  # lmms-eval's class comes next
 
     def generate_until_multi_round(self, requests: Any) -> Any:
-        """As lmms-eval's, where the class has it; every round is a prompt of its own."""
+        """Generate as lmms-eval's class does, where it has this method; every round is a prompt of its own."""
         with self._surfacing():
             return super().generate_until_multi_round(requests)  # type: ignore[misc]
 
     def loglikelihood(self, requests: Any) -> Any:
-        """Unrouted as lmms-eval's.
+        """Answer as lmms-eval's class does where the model is not routed.
 
         Raises:
             RerouteError: the model is routed.
