@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from reroute_reference.families import Family, family_of, text_decoder_of, vision_tower_of
 from reroute_spec import Plan, RerouteError, RoutingTrace, Schedule, presets
+from reroute_view import Shown
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -31,10 +32,8 @@ from .model.decoder import Decoder
 from .nuwa.vision_tower import FirstStage
 from .parallel.shards import Shards, check_shards
 from .prefix.handle import Prefix, make_prefix
+from .showing.view import view_of
 from .turn.records import Prefill
-
-if TYPE_CHECKING:
-    from reroute_view import Shown
 
 
 class Routed:
@@ -123,10 +122,6 @@ class Routed:
         Raises:
             RerouteError: no prefill yet, no such request, inputs without a processor, another prompt beside it.
         """
-        from reroute_view import Shown
-
-        from .showing.view import view_of
-
         if not isinstance(beside, Routed | None):
             raise RerouteError(
                 "beside", f"is a {type(beside).__name__}", "give what apply or routed returned"

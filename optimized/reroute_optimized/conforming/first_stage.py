@@ -62,7 +62,7 @@ def first_stage(model: nn.Module, inputs: Mapping[str, Any], tier: str) -> dict[
             handle.remove()
     shape = (embeddings.shape[0], embeddings.shape[1])
     given = inputs.get("attention_mask")
-    real, visual = read_masks(shape, given, placeholder_mask(model, ids))
+    real, visual = read_masks(given, placeholder_mask(model, ids))
     positions = counted(None if given is None else given != 0, shape[1], embeddings.device)
     short, alive, routable = stage.leave_out(
         embeddings, positions, real or flags(shape, True), visual or flags(shape, False)

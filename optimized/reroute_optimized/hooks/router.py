@@ -172,7 +172,7 @@ class Router:
         visual, featured = None, None
         if shape[1] > 1:  # a single row is never routable
             mask = None if request.features is None else request.features[0]
-            visual, featured = read_masks(shape, request.visual_mask, mask)
+            visual, featured = read_masks(request.visual_mask, mask)
         if self.fused is not None and shape[1] == 1:
             check_no_gradient(self.decoder, request.embeddings)
         state.guard.check()
@@ -235,7 +235,7 @@ class Router:
                 "give input_ids, or visual_mask [B, S] bool",
             )
         mask = None if request.features is None else request.features[0]
-        real, visual, featured = read_masks(shape, request.attention_mask, request.visual_mask, mask)
+        real, visual, featured = read_masks(request.attention_mask, request.visual_mask, mask)
         real, visual = real or flags(shape, True), visual or flags(shape, False)
         prompt = None if generation is None else generation.prompt
         if generation is not None and not all(row[-1] for row in real):

@@ -86,7 +86,7 @@ Flags = list[list[bool]]
 """[B][S], on the host."""
 
 
-def read_masks(shape: tuple[int, int], *masks: Tensor | None) -> list[Flags | None]:
+def read_masks(*masks: Tensor | None) -> list[Flags | None]:
     """Masks [B, S] as flags on the host, in one copy; None stays None."""
     given = [mask for mask in masks if mask is not None]
     present = [(mask != 0).to(given[-1].device) for mask in given]
