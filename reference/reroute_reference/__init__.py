@@ -1,8 +1,13 @@
-"""The reference: slow, readable PyTorch that runs real transformers models and says what routing is.
+"""Runs real transformers models in slow, readable PyTorch that says what routing is.
 
-Read it in the order data meets it: ``model`` (the front door), ``checks`` (refusals), ``merge`` and ``inputs`` (prompts from
-a batch), ``routing`` (the method), ``score``, ``huggingface`` or ``decoder`` (the blocks), ``cache``. ``families`` describes
-models, ``prefix`` is what many requests can begin with, ``nuwa`` is Nüwa's first stage.
+Read the modules in the order in which data meet them. ``model`` is the entry: it runs a batch, a later turn or a greedy
+generation. ``check_request``, ``check_media`` and ``check_cache`` refuse what cannot be run. ``merge`` and ``inputs``
+make prompts of a batch. ``routing`` is the method; it calls ``score``, the blocks in ``huggingface`` or ``decoder``,
+and ``cache``. ``families`` describes the models, ``precision`` copies a model into another dtype, ``prefix`` holds the
+rows that many requests begin with, and ``nuwa`` is Nüwa's first stage.
+
+The package may import ``reroute_spec`` and no other package of ours. To add a model family, describe it in
+``families``.
 """
 
 from .cache import RowCache

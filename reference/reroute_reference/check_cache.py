@@ -1,4 +1,4 @@
-"""What is refused of the caches and tokens of a later turn, before its first block runs (RR-KV-010, RR-KV-011)."""
+"""Refuses caches and tokens that a later turn cannot go on from, before its first block runs (RR-KV-010, RR-KV-011)."""
 
 from __future__ import annotations
 

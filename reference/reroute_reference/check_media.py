@@ -1,4 +1,8 @@
-"""What is refused of images and videos before the vision tower runs: placeholders without features, and the reverse."""
+"""Refuses images and videos that do not fit the placeholders of a prompt, before the vision tower runs (RR-ERR-005).
+
+Placeholders without features are refused, and features without placeholders. So are pixels, grids and token types that
+the model cannot read or would read otherwise. ``features_of`` also says how many rows every image or video has.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ def without_padding(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> M
 
 
 def features_of(decoder: HuggingFaceDecoder, inputs: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
-    """Per kind of visual input its placeholder id and the rows of every image or video, in order.
+    """The placeholder id of each kind of visual input, and the rows of every image or video of that kind, in order.
 
     Raises:
         RerouteError: a missing companion, or features that are not as many as the placeholders (RR-ERR-005).

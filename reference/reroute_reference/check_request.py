@@ -1,4 +1,4 @@
-"""What is refused of schedules, inputs and given selections before the model sees anything (RR-ERR-001)."""
+"""Refuses schedules, inputs and given selections that cannot be run, before the model sees anything (RR-ERR-001)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A transformers model seen as blocks: the same few functions as the canonical decoder, its own layers called whole."""
+"""Presents the text decoder of a transformers model as blocks, by the same few functions as the canonical decoder.
+
+The model's own layers are called whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The reference's front door: `run` a batch, `generate` greedily. A batch is a loop over requests (RR-EQV-004)."""
+"""Runs a batch under a schedule (``run``) and generates greedily (``generate``); this is the entry of the reference.
+
+A batch is a loop over its requests, which are independent (RR-EQV-004).
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,19 @@ from .routing import Replay, RoutedRow, extend, route, shared_prefix
 
 @dataclass(frozen=True)
 class RoutedOutput:
-    """A routed prefill, or a later turn: its rows are then the new ones, and only caches and row counts go on from before.
+    """The output of a routed prefill or of a later turn.
+
+    In a later turn its rows are the new ones. Only caches and row counts then include what was there before.
 
     Attributes:
         logits: [B, S, V]. Under ``reroute`` row i of the padded input stands at i. Under ``delete`` [B, R, V] holds
             the survivors, left-padded. Padding is NaN.
         hidden_states: final hidden states after the last norm, laid out alike, [B, S, d] or [B, R, d].
-        kv_lengths: per block the rows its cache holds, the largest over the batch.
+        kv_lengths: for every block the rows that its cache holds, the largest number over the batch.
         traces: one per request.
         cache: one per request.
-        residuals: per request, the residual stream at every decision layer's input and after the last block.
-        loss: mean cross-entropy of every row's next label over the batch, where ``labels`` are given.
+        residuals: for every request, the residual stream at every decision layer's input and after the last block.
+        loss: mean cross-entropy of every row's next label over the batch, where ``labels`` are given; None elsewhere.
     """
 
     logits: Float[Tensor, "B S V"]

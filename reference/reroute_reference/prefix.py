@@ -1,6 +1,7 @@
-"""What the blocks before the first decision made of the rows that several requests begin with, to start from (RR-EQV-009).
+"""Holds the rows that several requests begin with, as the blocks before the first decision leave them (RR-EQV-009).
 
-Those blocks are causal and see no decision: their states and keys of a shared [system, image] are the same for every question.
+Those blocks are causal and see no decision. So the states, keys and values of a shared [system, image] are the same for
+every question, and a request can start from them. A request that does not begin with these rows is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ class Prefix:
     """The first ``n`` rows of a prompt, as stage 0 leaves them.
 
     Attributes:
-        embeddings, positions: of those rows, to compare a request with.
-        hidden: X^{d_1}, their states at the input of the first block that decides (after the last where none does).
-        entered: their states at the input of the block before that one.
+        embeddings, positions: those of the rows, which a request is compared with.
+        hidden: X^{d_1}, the states of the rows at the input of the first block that decides. Where no block decides,
+            they are those after the last block.
+        entered: the states of the rows at the input of the block before that one.
         cache: their keys and values, or states of linear attention, of the blocks of stage 0.
-        end: d_1.
+        end: d_1, or the number of blocks where no block decides.
     """
 
     embeddings: Float[Tensor, "n d"]

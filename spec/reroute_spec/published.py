@@ -1,4 +1,8 @@
-"""The configurations that the paper publishes (RR-CFG-010), and the original methods (RR-CFG-013), fitted to a decoder as plain data."""
+"""Fits a preset to the depth and the blocks of a decoder, and returns it as the plain data of a schedule.
+
+The presets are the configurations that the paper publishes (RR-CFG-010) and the original methods (RR-CFG-013). They are
+plain data here because ``schedule`` imports this module, to load a preset by its name.
+"""
 
 from __future__ import annotations
 

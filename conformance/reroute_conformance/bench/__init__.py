@@ -1,6 +1,7 @@
-"""``vlm-reroute bench``: what an implementation that conforms costs, beside others and beside the least it can cost.
+"""Measures what a conforming implementation costs, beside others and beside the least it can cost, for ``vlm-reroute bench``.
 
-Here live what is measured (``works``, ``models``, ``suites``), who is (``subjects``, ``admission``), how (``timing``, ``machine``, ``floors``,
-``memory``) and what becomes of it (``run``, ``saved``, ``compare``, ``tables``, ``terminal``, ``readme``, ``plots``, ``page``). What may not: a time of
-a target that fails the smoke, and a figure without its machine.
+``measuring`` takes the figures and ``presenting`` makes tables, plots and pages of them. This room may import every
+other room but ``cli``, and it reaches an implementation through the target protocol alone. It gives no time of a target
+that fails the smoke, and no figure without its machine. To add a suite, see ``measuring``; to add a form in which a run
+is shown, see ``presenting``.
 """

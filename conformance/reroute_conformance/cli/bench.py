@@ -1,4 +1,4 @@
-"""The command that measures: ``bench``. Only what passes the smoke gets a speed."""
+"""Defines ``vlm-reroute bench``, which measures targets. Only a target that passes the smoke gets a speed."""
 
 from __future__ import annotations
 

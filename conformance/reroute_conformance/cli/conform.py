@@ -1,4 +1,4 @@
-"""``vlm-reroute conform``: runs the suite against a target and says whether it is Reroute."""
+"""Defines ``vlm-reroute conform``, which runs the suite against a target and says whether the target is Reroute."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Drawing(StrEnum):
-    """How cases are drawn."""
+    """The two ways to draw cases: the same ones every time, or others in a search for failures."""
 
     default = "default"
     fuzz = "fuzz"

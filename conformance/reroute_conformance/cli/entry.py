@@ -1,4 +1,7 @@
-"""The command line. Heavy imports wait until a command needs them, so that --help answers at once."""
+"""Puts the commands together into ``vlm-reroute``, and prints every refusal as one line with exit code 3.
+
+A heavy import waits until a command needs it, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 

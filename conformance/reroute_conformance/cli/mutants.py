@@ -1,4 +1,4 @@
-"""``vlm-reroute mutants``: does the suite find every implementation that is wrong on purpose?"""
+"""Defines ``vlm-reroute mutants``, which shows whether the suite finds every implementation that is wrong on purpose."""
 
 from __future__ import annotations
 

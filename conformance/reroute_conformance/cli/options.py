@@ -1,4 +1,4 @@
-"""What several commands share: options, exit codes, and refusals that name the option that a person typed."""
+"""Defines the options and the exit code that several commands share, and refusals that name the option that a person typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vlm-reroute plan``: what a schedule runs, caches and costs. It needs no implementation."""
+"""Defines ``vlm-reroute plan``, which shows what a schedule runs, caches and costs. It needs no implementation."""
 
 from __future__ import annotations
 

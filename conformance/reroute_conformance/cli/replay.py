@@ -1,4 +1,4 @@
-"""``vlm-reroute replay``: judges a saved case, or a vector, again."""
+"""Defines ``vlm-reroute replay``, which judges a saved case or a vector again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands about the text: ``rules``, the list and whether it is kept, and ``explain``, one rule."""
+"""Defines ``vlm-reroute rules``, which lists or checks the rules of the text, and ``vlm-reroute explain``, which shows one."""
 
 from __future__ import annotations
 

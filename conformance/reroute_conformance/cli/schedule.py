@@ -1,4 +1,7 @@
-"""``vlm-reroute schedule``: scales a schedule until it runs the average that is asked for. It needs no implementation."""
+"""Defines ``vlm-reroute schedule``, which scales a schedule until it runs the average number of visual rows that is asked for.
+
+It needs no implementation.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``vlm-reroute smoke``: a few cases of every check, to tell a suite that does not run here from a target that is wrong."""
+"""Defines ``vlm-reroute smoke``, which runs a few cases of every fast check on the reference and then on a target.
+
+So a suite that does not run here can be told from a target that is wrong.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that shows: ``trace``, which patches of a picture ran, were deferred and came back."""
+"""Defines ``vlm-reroute trace``, which shows which patches of a picture ran, were deferred and re-entered."""
 
 from __future__ import annotations
 

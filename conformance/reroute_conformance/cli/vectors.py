@@ -1,4 +1,4 @@
-"""``vlm-reroute vectors``: what the suite holds as files, and whether it still is what its sources make of it."""
+"""Defines ``vlm-reroute vectors``, which lists the vectors, makes them again, and says whether they are what their sources make."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Where every rule is kept: the line of the reference that does it, the checks that judge it, the mutants that break it.
+"""Finds for every rule the line of the reference that does it, the checks that judge it and the mutants that break it.
 
-A MUST rule without one of them is a fault, unless it is planned (``planned.json``). A plan that has been fulfilled is a fault
-too, so that the list never promises what is there already.
+The line is found by a comment that names the rule, in the reference or in the executable specification. A MUST rule
+without one of the three is a fault, unless ``planned.json`` plans it. A plan that has been fulfilled is a fault too, so
+that the list never promises what is there already.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _ID = re.compile(r"RR-[A-Z]+-\d{3}")
 
 @dataclass(frozen=True)
 class Mark:
-    """A comment in the reference that names a rule.
+    """A comment in the reference or in the executable specification that names a rule, with the code that it marks.
 
     Attributes:
-        package, path, line: where, from 1; the path within the package.
-        code: the line that does it.
+        package, path, line: where the code stands, as package, path within the package, and line counted from 1.
+        code: the line of code that does what the rule says.
     """
 
     package: str
@@ -45,7 +46,14 @@ class Mark:
 
 @dataclass
 class Trace:
-    """Everything that keeps a rule."""
+    """One rule with everything that keeps it.
+
+    Attributes:
+        rule: the rule.
+        reference: the comments that mark it.
+        check: the names of the checks that exercise it.
+        mutant: the names of the mutants that break it.
+    """
 
     rule: Rule
     reference: list[Mark] = field(default_factory=list)
@@ -62,13 +70,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Audit:
-    """All rules traced.
+    """The result of tracing all rules.
 
     Attributes:
-        traces: by rule.
-        planned: what planned rules lack, and until when, in words.
-        faults: what has to be mended, a line each.
-        text: whether the chapters were at hand to compare ``rules.json`` with; an installed wheel has none.
+        traces: the trace of every rule, by the rule's id.
+        planned: for every planned rule, the parts that it lacks and, in words, until when.
+        faults: everything that has to be mended, one line each.
+        text: whether the chapters were at hand to compare ``rules.json`` with. An installed wheel has none.
     """
 
     traces: dict[str, Trace]
@@ -118,7 +126,7 @@ def audit() -> Audit:
 
 
 def stale(chapters: Path) -> list[str]:
-    """What is wrong with the chapters' form, or generated from other chapters than these."""
+    """Faults in the form of the chapters, and files that were generated from other chapters than these, one line each."""
     try:
         parsed = parse(chapters)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The console and the tables of everything that is printed for a person."""
+"""Makes the console and the tables that the commands use to print for a person."""
 
 from __future__ import annotations
 

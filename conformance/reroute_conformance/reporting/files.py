@@ -1,4 +1,4 @@
-"""The files of a report: JSON lines, JUnit XML, a page and the verdict."""
+"""Writes the files of a report to a folder: JSON lines, JUnit XML, a page of HTML and the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A report as JUnit XML, for systems that show test results: a suite per check, in it a test per rule that it judges."""
+"""Turns a report into JUnit XML, for systems that show test results.
+
+Every check becomes a test suite, and every rule that it judges becomes a test in it. A rule that was not exercised, or
+that no check looked at, is a skipped test, never a passed one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A report as one page of HTML that needs nothing else: no network, no scripts. What it says comes from the records."""
+"""Turns a report into one page of HTML, which needs no network and no scripts.
+
+Everything that the page says of a run comes from the records.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ _AREAS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What the checks of one profile showed of one rule.
+    """The outcome of the checks of one profile for one rule.
 
     Attributes:
         state: ``pass``, ``broken``, ``not exercised`` or ``no check``.
-        count: how often it was judged.
+        count: how often the rule was judged.
     """
 
     state: str
@@ -50,12 +53,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A MUST rule of the matrix.
+    """One MUST rule in the matrix of rules and profiles.
 
     Attributes:
-        cells: one per profile that was run.
-        state: of all of them.
-        elsewhere: profiles that were not run and have a check for it.
+        rule: the rule.
+        cells: one cell per profile that was run.
+        state: the state over all these profiles.
+        elsewhere: profiles that were not run and have a check for the rule.
     """
 
     rule: Rule
@@ -66,13 +70,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Bar:
-    """Decisions with margins in one range.
+    """One bar of the histogram of margins: the decisions whose margin lies in one range.
 
     Attributes:
         label: the range in words.
-        count: how many.
-        near: whether a decision in it can be ambiguous.
-        share: of the longest bar.
+        count: how many decisions there are.
+        near: whether a decision in the range can be ambiguous.
+        share: length of the bar, relative to the longest one.
     """
 
     label: str

@@ -1,4 +1,8 @@
-"""A run as data: the records of which every form of the report is made, and which say all that it says."""
+"""Turns the result of a run into records, the plain data that every form of the report is made of.
+
+The records are a header, one line per check and a footer, in the form of ``schemas/report.json``. They say everything
+that a report says.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,12 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a run does not know of itself.
+    """The circumstances of a run, which the run itself does not know.
 
     Attributes:
-        versions: of what it ran with.
-        command: that started it, to be typed again.
-        date: when it ended, ISO 8601.
+        versions: the versions of what it ran with, by name.
+        command: the command that started it, as it can be typed again.
+        date: when it ended, in ISO 8601.
         seed: ``derandomized``, where the same versions draw the same cases, or ``random`` for a search.
     """
 
@@ -68,7 +72,7 @@ def to_records(report: Report, run: Circumstances) -> Sequence[Record]:
 
 
 def check_record(result: CheckResult) -> Record:
-    """What one check showed."""
+    """The record of one check."""
     line: Record = {
         "record": "check",
         "name": result.check.name,

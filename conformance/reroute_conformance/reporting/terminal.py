@@ -1,4 +1,4 @@
-"""A report as a person reads it in a terminal: a line per check, failures with their replay command, the verdict last."""
+"""Prints a report in a terminal: one line per check, every failure with the command that replays it, and the verdict last."""
 
 from __future__ import annotations
 

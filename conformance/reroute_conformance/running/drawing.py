@@ -1,4 +1,8 @@
-"""How the cases of a check are drawn: the same ones every time, or at random in a search."""
+"""Gives the cases of a check to a function: fixed cases, or cases that Hypothesis draws from a strategy or a state machine.
+
+A default run draws the same cases every time. A search draws other cases every time, and tries first what broke
+something before.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,11 @@ _SEED = 2606_12412
 
 @dataclass(frozen=True)
 class Search:
-    """Looking for cases at random instead of drawing the same ones every time.
+    """A search for failing cases at random, in place of a run that draws the same cases every time.
 
     Attributes:
-        until: when to stop, on the clock of ``time.monotonic``.
-        database: folder of cases that broke something before, shared with whoever searches too; None for none.
+        until: when the search stops, on the clock of ``time.monotonic``.
+        database: folder of cases that broke something before, which other searches can share; None for no folder.
     """
 
     until: float
@@ -81,8 +85,9 @@ def drive(
 
 @contextmanager
 def _constants_of_no_module() -> Iterator[None]:
-    """Hypothesis also draws constants of the modules that happen to be loaded: of another target, or in another process,
-    those are others, and the cases would be too.
+    """Keep Hypothesis from drawing constants of the modules that happen to be loaded.
+
+    Other modules are loaded for another target or in another process, and the cases would be others, too.
     """
     if not hasattr(providers, "_get_local_constants"):  # a Hypothesis that does no such thing
         yield

@@ -1,4 +1,7 @@
-"""Finds a target: by the name of an entry point, as a mutant, from a module, as a command, or in several processes."""
+"""Finds a target by the name of an entry point, as a mutant, from a module, as a command, or in several processes.
+
+It refuses a target that lacks members of the protocol or claims a profile, family or precision that is unknown.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ from ..targets.ranks import RankedTarget
 
 @dataclass(frozen=True)
 class TargetName:
-    """How the command line names a target; every process makes its own of it.
+    """The name of a target as the command line gives it, from which every process makes a target of its own.
 
     Attributes:
-        target: as for :func:`load_target`; None where there is a command.
-        command: as for :class:`~reroute_conformance.targets.command.CommandTarget`.
-        timeout: seconds that a command, or a process of several, may take for a case.
-        processes: that run the target together.
+        target: a name that :func:`load_target` takes; None where a command is given.
+        command: as for :class:`~reroute_conformance.targets.command.CommandTarget`; None where a name is given.
+        timeout: seconds that a command, or one process of a target in several, may take for a case.
+        processes: how many processes run the target together.
     """
 
     target: str | None

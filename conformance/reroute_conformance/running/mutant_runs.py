@@ -1,4 +1,4 @@
-"""Puts mutants through the checks that have to kill them, in one process or several."""
+"""Runs every mutant through the check that has to kill it, in one process or several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Checks in several processes, each with a target of its own; and searching at random for as long as there is time."""
+"""Runs checks in several processes, each with a target of its own, and searches for failures at random for a given time.
+
+Several processes find what one process would find, because every check draws its own cases. A check cannot travel
+through a pipe, so a result comes back with the name of its check, which is looked up again.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ _ROUND = 25
 def run_checks(
     target: TargetName, chosen: list[Check], jobs: int, on_done: Callable[[CheckResult], None]
 ) -> list[CheckResult]:
-    """The same as one process would find: every check draws its own cases."""
+    """Run checks in several processes, which find what one would find: every check draws its own cases."""
     found = {}
     # the longest first, so that none of them is left for the end
     names = [check.name for check in sorted(chosen, key=_cost, reverse=True)]
@@ -78,7 +82,7 @@ def fuzz(
 def in_processes(
     work: Callable[[_Given], tuple[str, CheckResult]], given: list[_Given], jobs: int
 ) -> Iterator[CheckResult]:
-    """What ``work`` shows of every check, as it comes."""
+    """Yield the result of ``work`` for every check, as soon as it is there."""
     with pool(jobs) as processes:
         for done in as_completed([processes.submit(work, each) for each in given]):
             yield _with_check(done.result())

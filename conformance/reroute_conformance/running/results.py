@@ -1,4 +1,7 @@
-"""What a run of checks found: the outcome of each check, its smallest failure, and the verdict of them all."""
+"""Holds the results of a run: the outcome of every check, its smallest failing case, and the verdict on the target.
+
+The verdict is CONFORMS, FAILS or INCOMPLETE, and ``EXIT_CODES`` has the exit code of each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,14 @@ EXIT_CODES = {CONFORMS: 0, FAILS: 1, INCOMPLETE: 2}  # 3 is wrong usage or a bro
 
 @dataclass(frozen=True)
 class Failure:
-    """A broken rule on its smallest case."""
+    """A broken rule with the smallest case that breaks it.
+
+    Attributes:
+        violation: the rule, where it was broken, and what was found there.
+        case: the smallest case; None where the failure is one of the whole check.
+        path: the folder of the saved case; None until it is saved.
+        replay: the command that judges the saved case again; empty until it is saved.
+    """
 
     violation: Violation
     case: Case | None
@@ -31,7 +41,21 @@ class Failure:
 
 @dataclass
 class CheckResult:
-    """What one check showed."""
+    """The outcome of one check, summed over its cases.
+
+    Attributes:
+        check: the check that was run.
+        examples: how many cases were judged.
+        exercised: how often each rule was judged.
+        decisions: how many decisions were compared with the oracle's.
+        ambiguous: how many of these were ambiguous (RR-NUM-002).
+        differing: how many decisions in low precision differ from the oracle's in rows that are not ambiguous.
+        margins: the margins of the decisions, counted in bins.
+        failure: the first rule that broke, on its smallest case; None where nothing broke.
+        seconds: how long the check took.
+        skipped: how many cases the target did not take.
+        skip_reason: why it did not take the first of them.
+    """
 
     check: Check
     examples: int = 0
@@ -72,15 +96,15 @@ class CheckResult:
 
 @dataclass
 class Report:
-    """The outcome of a run.
+    """The outcome of a run of checks against one target.
 
     Attributes:
-        target: its name.
-        profiles: those that were run.
-        results: of every check, in order.
-        families: of profile ``hf``, the model families that the target claims.
+        target: the name of the target.
+        profiles: the profiles that were asked for.
+        results: the result of every check, in order.
+        families: the model families that the target claims, where profile ``hf`` is among the profiles.
         device: where the target says that it computes.
-        reasons: of what is :attr:`missing`, why the target says that it cannot be asked for it here.
+        reasons: for an entry of :attr:`missing`, why the target says that it cannot be asked for it here.
     """
 
     target: str

@@ -1,4 +1,8 @@
-"""Running the checks: the same cases in the same order every time, failures shrunk, saved and replayable."""
+"""Runs the checks of the chosen profiles against a target, and shrinks, saves and replays the cases that fail.
+
+Unless it searches, a run gives the target the same cases in the same order every time. An exception of the target or an
+answer that cannot be read is a failure of the target (RR-ERR-003) and never a crash of the suite.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,14 @@ class _TargetRaisedError(Exception):
 
 
 class _Guarded:
-    """A target whose exceptions are told apart from the suite's own.
+    """A target whose exceptions can be told apart from those of the suite.
+
+    It has the members of the target. What a member raises is raised again as ``_TargetRaisedError``, unless it already
+    says that the answer is malformed or that the case is skipped.
 
     Attributes:
-        skipped: the reasons of the cases that it skipped.
-        hung: whether its time was up once: it is then asked no more.
+        skipped: why the target skipped cases, one reason per case.
+        hung: whether the target once did not answer in time. It is then asked no more.
     """
 
     def __init__(self, target: Target) -> None:
@@ -52,7 +59,7 @@ class _Guarded:
         return _guarded(found) if callable(found) else found
 
     def judged(self, check: Check, case: Case) -> Verdict:
-        """By the check; where the target is in several processes, by what each of them answers."""
+        """Judge a case by its check; where the target runs in several processes, judge what each of them answers."""
         if isinstance(self._target, RankedTarget):
             return judge_ranks(lambda view: check.judge(case, cast(Target, _Guarded(view))), self._target)
         return check.judge(case, cast(Target, self))

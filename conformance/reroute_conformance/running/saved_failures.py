@@ -1,4 +1,8 @@
-"""Failing cases as files: written as vectors that anybody can read, read back as the suite's own cases."""
+"""Saves failing cases as vectors that anybody can read, and reads them back as cases of the suite.
+
+Where a vector can express the case, the file has its inputs and, but for a session, what the reference makes of them.
+The suite's own form of the case is always there, so that ``vlm-reroute replay`` judges it by the same check.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +137,10 @@ def _copy(vector: Vector, about: dict[str, Any]) -> Vector:
 def _session(
     case: SessionCase, model: tuple[CanonicalConfig, dict[str, torch.Tensor]], about: dict[str, Any]
 ) -> Vector:
-    """What a session gives to a target; what it should show is the reference's to say, operation by operation."""
+    """A vector with the operations that a session gives to a target.
+
+    It holds no expected values, because the reference computes them operation by operation.
+    """
     told, tensors = operations_of([case.step(index) for index in range(len(case.operations))])
     inputs = {
         "schedule": case.schedule().to_dict(),

@@ -1,4 +1,7 @@
-"""A case or two of a check of every kind: does a target run at all, and does it get the plain things right? No verdict."""
+"""Runs one or two cases of every fast check, to tell in seconds whether a target runs at all and gets the plain things right.
+
+The smoke leaves out the profiles of ``_SLOW`` and gives no verdict.
+"""
 
 from __future__ import annotations
 

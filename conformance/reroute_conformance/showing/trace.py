@@ -1,4 +1,8 @@
-"""What ``vlm-reroute trace`` runs: a model on a prompt with pictures, under one schedule or two, by the reference."""
+"""Runs a model on a prompt with pictures, under one schedule or two, and returns the traces as a view that can be drawn.
+
+The reference runs the model. Where the schedule is a preset of Nüwa and the model's family has a described vision
+tower, Nüwa's first stage runs before it.
+"""
 
 from __future__ import annotations
 

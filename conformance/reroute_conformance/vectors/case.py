@@ -1,4 +1,4 @@
-"""A vector as a case of the suite: what it gives to a target, and what it holds of every quantity."""
+"""Turns a vector into a case of the suite, with the batch that it gives to a target and the values that it holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from .files import V1, Vector, read_vector
 
 @dataclass(frozen=True)
 class VectorCase(RoutedCase):
-    """A vector by its path in ``v1``, or by any other path. It is data already: its case is its place."""
+    """A vector as a case, named by its path in ``v1`` or by any other path.
+
+    The numbers stand in the files of the vector, so the saved form of the case is only its path.
+
+    Attributes:
+        where: the path.
+        chosen: which requests of the vector make up the batch; None for all of them.
+        padded: whether the requests have the padding that the vector gives them.
+    """
 
     kind: ClassVar[str] = "vector"
     network_rules: ClassVar[tuple[str, ...]] = DecoderCase.network_rules
@@ -58,11 +66,11 @@ class VectorCase(RoutedCase):
 
     @property
     def vector(self) -> Vector:
-        """What it stands for."""
+        """The vector that the case stands for."""
         return _vector(self.where)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its place."""
+        """The kind of the case and its path."""
         return {"kind": self.kind, "where": self.where}
 
     @classmethod
@@ -100,7 +108,7 @@ class VectorCase(RoutedCase):
 
 @dataclass(frozen=True)
 class MropeVectorCase(VectorCase):
-    """A vector whose positions have three coordinates."""
+    """A vector as a case where positions have three coordinates (M-RoPE)."""
 
     network_rules: ClassVar[tuple[str, ...]] = MropeCase.network_rules
     rotary_rule: ClassVar[str] = MropeCase.rotary_rule
@@ -111,11 +119,11 @@ KINDS[VectorCase.kind] = VectorCase
 
 @dataclass(frozen=True)
 class Held:
-    """What a vector holds of one request.
+    """The values that a vector holds of one of its requests.
 
     Attributes:
-        vector: it.
-        request: which of its requests.
+        vector: the vector.
+        request: the number of the request in it.
     """
 
     vector: Vector

@@ -1,4 +1,7 @@
-"""Reading and writing vectors: a folder with ``case.json`` and, where it names tensors of its own, ``tensors.safetensors``."""
+"""Reads and writes a vector as a folder with ``case.json`` and, where it has tensors of its own, ``tensors.safetensors``.
+
+Reading checks the form of ``case.json`` by its JSON schema and that every tensor that it names is there.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,13 @@ _SHARED_FILE = re.compile(rf"\.\./\.\./({SHARED}/[a-z0-9][a-z0-9._-]*\.safetenso
 
 @dataclass(frozen=True)
 class Vector:
-    """One vector.
+    """One vector, as its files have it.
 
     Attributes:
-        data: of ``case.json``.
-        tensors: its own, by key.
-        shared: files of tensors that several vectors name, by their path in ``v1``, such as ``shared/plain.safetensors``.
+        data: the content of ``case.json``.
+        tensors: the tensors of its own, by key.
+        shared: files of tensors that several vectors name, by their path in ``v1``, for example
+            ``shared/plain.safetensors``.
     """
 
     data: dict[str, Any]

@@ -1,4 +1,8 @@
-"""Judging a target by a vector: by the rules' own checks, of what the target did and of what the vector holds."""
+"""Judges a target by a vector: it gives the target the vector's inputs and compares the answer with what the vector holds.
+
+The comparisons are the rules' own checks. The verdict does not rest on a run of the reference, which is made only where
+a wrong value has to be told from a known misreading of a rule.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +151,10 @@ def _judge_requests(case: VectorCase, target: Target) -> Verdict:
 
 
 class _Fresh(Sequence[RoutedOutput]):
-    """The reference under the target's decisions, run only where a wrong value has to be told from a misreading."""
+    """The reference's outputs under the target's decisions, in float32 and in float64.
+
+    The reference runs only when an output is asked for, where a wrong value has to be told from a misreading.
+    """
 
     def __init__(self, case: VectorCase, replay: list[list[tuple[int, ...]]]) -> None:
         self._case, self._replay = case, replay
@@ -171,16 +178,17 @@ class _Fresh(Sequence[RoutedOutput]):
 
 @dataclass(frozen=True)
 class HeldJudge(RequestJudge):
-    """Compares one request with what a vector holds of it, in the same order and by the same rules.
+    """Compares one request with what a vector holds of it, in the order and by the rules of its base class.
 
     Attributes:
-        held: it. Once a decision differs from the expected one, in ambiguous rows only, it holds nothing of what follows.
+        held: the values that the vector holds. They are those of the expected decisions, so once a decision differs, in
+            ambiguous rows only, nothing that follows it is compared.
     """
 
     held: Held = field(kw_only=True)
 
     def records(self) -> Sequence[Sequence[DecisionRecord]]:
-        """Those that the vector holds."""
+        """The decisions that the vector holds."""
         return self.held.records(self.request)
 
     def follows(self, exact: DecisionRecord, selected: Sequence[int]) -> bool:

@@ -1,4 +1,7 @@
-"""What v1 holds: ``MANIFEST.json``, with a digest of every file and one over all."""
+"""Reads and writes ``MANIFEST.json``, which lists every vector of v1 with the digest of each file and one digest over all.
+
+It also finds files that were changed, are missing or are not listed, and says which profiles a vector needs.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ _NAME = "MANIFEST.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One vector of the manifest.
+    """One vector in the manifest.
 
     Attributes:
-        id, kind, rules, oracle: as in its ``case.json``.
-        profiles: what a target has to claim to be given it.
-        files: SHA-256 by file name.
+        id, kind, rules, oracle: the same as in its ``case.json``.
+        profiles: the profiles besides ``core`` that a target has to claim to be given the vector.
+        files: the SHA-256 of each file, by file name.
     """
 
     id: str

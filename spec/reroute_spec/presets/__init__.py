@@ -1,4 +1,9 @@
-"""Presets by name: schedules that the paper publishes (RR-CFG-010), and the original methods (RR-CFG-013)."""
+"""Returns presets by name as schedules: those that the paper publishes (RR-CFG-010), and the original methods (RR-CFG-013).
+
+Their table ``presets.json`` lives here, and :mod:`~reroute_spec.published` reads it. This room may import ``schedule``
+and what stands below it, but not ``plan``, ``trace`` or anything that builds on them. To add a preset, state it in a
+rule in ``spec/10-config.md`` and add it to ``presets.json``, with its layers for 32 blocks and its keeps by tier.
+"""
 
 from __future__ import annotations
 

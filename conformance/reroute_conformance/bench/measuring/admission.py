@@ -1,4 +1,8 @@
-"""Who is timed: targets by name or from a file, each of which passes the smoke first. What fails it gets no speed."""
+"""Loads the targets that are to be timed, by name or from a file, and lets each of them through the conformance smoke.
+
+A target that fails the smoke gets no speed. Where the reference itself fails it, the suite does not work here, and
+nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,11 @@ TAKEN = (UNROUTED, PLAIN, MAP)
 
 @dataclass(frozen=True)
 class Admitted:
-    """A target that was asked for.
+    """A target that was asked for, and whether it is timed.
 
     Attributes:
-        name: as asked for, or as it calls itself.
-        target: None where it is not timed.
+        name: the name that it gives itself, with a number where that name is taken.
+        target: the target; None where it is not timed.
         smoke: ``passes``, ``fails``, or ``not asked`` where it is not timed for another reason.
         reason: why it is not timed; empty where it is.
     """

@@ -1,4 +1,4 @@
-"""The least that a work can take: its FLOPs and bytes by the cost model, at what the machine does at most."""
+"""Computes the least time that a work can take, from its FLOPs and bytes by the cost model and the rates of the machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _SCORE_BYTES, _INDEX_BYTES = 4, 8
 
 @dataclass(frozen=True)
 class Floor:
-    """Attributes:
-    flops, bytes: over all parts.
-    seconds: every part takes the longer of its FLOPs and its bytes; nothing takes less than a call.
-    bound: which of ``flops``, ``bytes`` and ``call`` most of it is.
+    """The least that a work can take on one machine.
+
+    Attributes:
+        flops, bytes: the sums over all parts of the work.
+        seconds: the least time. Every part takes as long as the longer of its FLOPs and its bytes, and no work takes
+            less than the smallest call.
+        bound: which of ``flops``, ``bytes`` and ``call`` makes up most of it.
     """
 
     flops: int
@@ -29,7 +32,7 @@ class Floor:
 
     @classmethod
     def of(cls, parts: Iterable[Part], rates: Rates) -> Floor:
-        """Of parts that run one after another."""
+        """The floor of parts that run one after another."""
         parts = list(parts)
         computing = [flops / rates.flops for flops, _ in parts]
         moving = [moved / rates.bytes for _, moved in parts]
@@ -41,7 +44,7 @@ class Floor:
 
 
 def prefill_parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int = 1) -> list[Part]:
-    """Block by block: its weights once, its rows in and out, what it caches."""
+    """The parts of a prefill, one per block: its weights once, its rows in and out, and what it caches."""
     costs = cost(plan, shape, element_bytes)
     return [
         (
@@ -55,7 +58,7 @@ def prefill_parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: in
 
 
 def decode_parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int, tokens: int) -> list[Part]:
-    """Token by token: the weights once for the batch, every request's own keys and values."""
+    """The parts of a decode, one per token: the weights once for the batch, and every request's own keys and values."""
     steps = (
         decode_cost(plan, shape, batch=batch, decoded=decoded, element_bytes=element_bytes)
         for decoded in range(tokens)
@@ -66,17 +69,17 @@ def decode_parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int
 
 
 def score_parts(rows: int, shape: DecoderShape, element_bytes: int) -> list[Part]:
-    """Keys of all rows, the last row's query, its logits."""
+    """The one part of a score: the keys of all rows, the last row's query, and its logits."""
     width, key, query = shape.hidden_size, shape.key_size, shape.query_size
     flops = 2 * rows * width * key + 2 * width * query + 2 * rows * query
     return [(flops, element_bytes * (rows * width + width * (key + query)) + _SCORE_BYTES * rows)]
 
 
 def select_parts(candidates: int, kept: int) -> list[Part]:
-    """Every score read once, every selected place written."""
+    """The one part of a selection: every score is read once, and every selected place is written."""
     return [(0, _SCORE_BYTES * candidates + _INDEX_BYTES * kept)]
 
 
 def reorder_parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int) -> list[Part]:
-    """Every cached row read and written once."""
+    """The one part of a reordering: every cached row is read and written once."""
     return [(0, 2 * batch * cost(plan, shape, element_bytes).kv_bytes)]

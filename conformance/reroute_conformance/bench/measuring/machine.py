@@ -1,4 +1,4 @@
-"""The machine that figures are from, and what it can do at most, measured in the same run."""
+"""Describes the machine that figures are from, and measures the most that it can do, in the same run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ROUNDS = 15
 
 @dataclass(frozen=True)
 class Place:
-    """Where figures are taken.
+    """The device and the dtype that figures are taken in.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        dtype: of models and rows.
+        dtype: the dtype of models and rows.
     """
 
     device: str
@@ -47,11 +47,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Rates:
-    """The most that this machine does.
+    """The most that a machine does.
 
     Attributes:
-        flops: FLOPs a second, of a large matrix product.
-        bytes: bytes a second, of a large copy, read and written.
+        flops: FLOPs per second of a large matrix product.
+        bytes: bytes per second, read and written, of a large copy.
         call: seconds of the smallest operation.
     """
 
@@ -61,7 +61,7 @@ class Rates:
 
     @classmethod
     def measured(cls, place: Place) -> Rates:
-        """Of ``place``, in its dtype: the best of some rounds, since a ceiling is meant."""
+        """Measure the rates of ``place`` in its dtype. The best of some rounds counts, since a ceiling is meant."""
         side, elements = (1024, 2**25) if place.device == "cpu" else (8192, 2**29)
         a, b = (torch.randn(side, side, device=place.device).to(place.dtype) for _ in "ab")
         source = torch.ones(elements, dtype=place.dtype, device=place.device)

@@ -1,4 +1,7 @@
-"""What requests hold and need: cached bytes as a target shows them, allocations at their peak, requests that fit."""
+"""Measures the memory of requests: the KV cache that a target shows, and the peak of the allocations of a call.
+
+It also computes, by the cost model, how many requests fit in a given memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def peak_bytes(call: Call) -> int:
 
 
 def peak_bytes_on(device: str, call: Call) -> int:
-    """The same wherever the work is."""
+    """The most that one call has allocated at a time on ``device``, beyond what was there."""
     if device == "cpu":
         return peak_bytes(call)
     call()

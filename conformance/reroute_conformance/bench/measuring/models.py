@@ -1,4 +1,4 @@
-"""Decoders with random weights, and requests of them: the same for everybody who is measured."""
+"""Builds decoders with random weights and batches of requests for them, the same for everybody who is measured."""
 
 from __future__ import annotations
 

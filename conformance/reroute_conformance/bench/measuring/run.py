@@ -1,4 +1,8 @@
-"""A run: every case of the chosen suites with everybody who is measured, as plain data."""
+"""Runs every case of the chosen suites on the targets and on what stands beside them, and returns the run as plain data.
+
+The data have the form of ``schemas/bench.json``, but for the command and the date. A target that raises at a case, or
+claims more than the machine can do, is left out of that case with the reason. The others are measured all the same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs as files: read back only in the form that they were written in."""
+"""Reads a run of the benchmark from its JSON file, and refuses a file that is not in the form of ``schemas/bench.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Who is measured: targets, through the protocol alone, and what stands beside them."""
+"""Prepares the calls that are timed: those of targets, through the protocol alone, and those of what stands beside them.
+
+Beside the targets stand the unrouted transformers model, the plan's blocks called plainly, and scores that are taken
+out of a whole attention map.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,17 @@ from .works import MAP, PLAIN, UNROUTED, Work
 
 
 class UnmeasuredError(Exception):
-    """Why somebody is not measured at a work."""
+    """The exception of a subject that is not measured at a work. Its message says why."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Somebody who is measured.
+    """One who is measured: a target, or something that stands beside the targets.
 
     Attributes:
-        name: in every table.
+        name: the name in every table.
         prepare: makes the call that is timed.
-        routed: whether its floor is that of the routed work.
+        routed: whether it does the routed work, so that its floor is that of the routed work.
     """
 
     name: str
@@ -98,8 +102,8 @@ def unrouted() -> Subject:
 def plain() -> Subject:
     """The plan's blocks called plainly, at its row counts: the first rows of a prompt stand for those that a decision selects.
 
-    Per stage one call of the rotary embedding and no mask; per decision the norm and the keys of all rows; no gather, no
-    selection. What routing adds to the blocks is what a target takes beyond this.
+    There is one call of the rotary embedding per stage, and no mask. There are the norm and the keys of all rows per
+    decision, and no gather and no selection. What routing adds to the blocks is what a target takes beyond this.
     """
 
     def prepare(work: Work) -> Call:

@@ -1,4 +1,7 @@
-"""The cases of every suite. A case is made when its turn comes: models are large."""
+"""Lists the cases of every suite of the benchmark.
+
+The work of a case is made when its turn comes, because models are large.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ PRESETS = ("reroute-fastv-192", "reroute-fastv-64")
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a suite's table.
+    """One case of a suite, which everybody is measured at.
 
     Attributes:
-        suite: its name.
-        name: in words; with the suite it tells the case from all others.
-        parameters: what varies over the suite.
-        make: the work at a place.
-        axis: of a scaling curve, the parameter that varies along it.
-        slow: leaves out what a readable implementation takes too long or too much memory for.
+        suite: the name of the suite.
+        name: the case in words. Suite and name together tell it from all others.
+        parameters: the values of what varies over the suite.
+        make: makes the work at a place.
+        axis: the parameter that varies along a scaling curve; empty in every other case.
+        slow: whether the case takes too long, or too much memory, for an implementation that is written to be read.
     """
 
     suite: str

@@ -1,4 +1,4 @@
-"""Times of calls that take turns, so that whatever else the machine does meets all of them."""
+"""Times calls that take turns (A B A B), so that whatever else the machine does meets all of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LONG = 0.1  # seconds of a call that a cold cache does not make much longer
 
 @dataclass(frozen=True)
 class Times:
-    """What one call took.
+    """The times of one call.
 
     Attributes:
-        seconds: of one call, per round, in order.
-        calls: calls that a round's sample is the mean of.
+        seconds: seconds of one call in every round, in order.
+        calls: how many calls the sample of a round is the mean of.
     """
 
     seconds: tuple[float, ...]
@@ -34,12 +34,12 @@ class Times:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median over the rounds, in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def least(self) -> float:
-        """Seconds."""
+        """The least of the rounds, in seconds."""
         return min(self.seconds)
 
     @property
@@ -103,7 +103,11 @@ def measure(
 
 
 class CallError(Exception):
-    """A call that is measured raised: whose it is, and what."""
+    """The exception that says which of the timed calls raised, and what it raised.
+
+    Attributes:
+        name: the name of the call.
+    """
 
     def __init__(self, name: str, error: Exception) -> None:
         super().__init__(f"it raised {type(error).__name__}: {error}")

@@ -1,4 +1,7 @@
-"""What is measured: one kind of work on given data, whoever does it, and the least that it takes."""
+"""Defines the works that are measured (select, score, prefill, decode, reorder), with their data and the least that they take.
+
+A work is the same for everybody who does it.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,16 @@ UNROUTED, PLAIN, MAP = "unrouted", "floor", "attention map"
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of work, made for one place.
+    """One kind of work on given data, made for one place.
 
     Attributes:
-        kind: see :data:`reroute_conformance.protocol.WORKS`.
-        data: what it is about, but for the model.
-        parts: its FLOPs and bytes, routed.
-        unrouted_parts: those of the same work without routing; empty where there is none.
-        plan: of each of its requests, which are equal; None where there is no request.
-        shape: of its decoder; None where there is none.
+        kind: a key of :data:`reroute_conformance.protocol.WORKS`.
+        data: everything that the work is about but the model.
+        parts: its FLOPs and bytes with routing, part by part.
+        unrouted_parts: those of the same work without routing; empty where there is no such work.
+        plan: the plan of each of its requests, which are equal; None where there is no request.
+        shape: the shape of its decoder; None where there is none.
+        place: the device and the dtype.
     """
 
     kind: str
@@ -40,7 +44,7 @@ class Work:
     place: Place = field(default_factory=lambda: Place.of("cpu"))
 
     def given(self, *, module: bool = True) -> dict[str, Any]:
-        """What one who is measured gets, with a model of its own: a module, or a canonical decoder."""
+        """Everything that one who is measured is given, with a model of its own: a module, or a canonical decoder."""
         if self.shape is None:
             return dict(self.data)
         model = decoder(self.shape, self.place)
@@ -49,11 +53,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Layout:
-    """Equal requests.
+    """A batch of equal requests.
 
     Attributes:
-        visual, text, before: rows of each, and the text rows before the visual ones.
-        batch: how many.
+        visual, text, before: how many visual rows and text rows a request has, and how many text rows stand before the
+            visual ones.
+        batch: how many requests there are.
     """
 
     visual: int = VISUAL
@@ -62,7 +67,7 @@ class Layout:
     batch: int = 1
 
     def plan(self, schedule: Schedule, shape: DecoderShape) -> Plan:
-        """Of one of them."""
+        """The plan of one of the requests."""
         return plan(schedule, shape.num_layers, visual_flags(self.visual, self.text, before=self.before))
 
 
@@ -70,25 +75,25 @@ UNROUTED_SCHEDULE = Schedule("reroute", ())
 
 
 def select_work(place: Place, candidates: int, kept: int) -> Work:
-    """``kept`` of ``candidates`` scores."""
+    """The selection of ``kept`` of ``candidates`` scores."""
     scores = torch.rand(candidates, generator=torch.Generator().manual_seed(2)).to(place.device)
     return Work("select", {"scores": scores, "k": kept}, select_parts(candidates, kept), place=place)
 
 
 def score_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout) -> Work:
-    """The first decision's scores, at block 0."""
+    """The scores of the first decision, at block 0."""
     parts = score_parts(layout.visual + layout.text, shape, place.element_bytes)
     data = {"inputs": _inputs(shape, place, layout), "schedule": schedule}
     return Work("score", data, parts, plan=layout.plan(schedule, shape), shape=shape, place=place)
 
 
 def prefill_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout) -> Work:
-    """All blocks, into a cache, and the last row's logits."""
+    """A prefill through all blocks, into a cache, with the logits of the last row."""
     return _routed("prefill", place, shape, schedule, layout, prefill_parts, {})
 
 
 def decode_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout, tokens: int) -> Work:
-    """``tokens`` of every request, one after another."""
+    """The decoding of ``tokens`` tokens of every request, one after another."""
     fed = torch.arange(tokens, device=place.device).expand(layout.batch, -1)
 
     def parts(plan: Plan, shape: DecoderShape, element_bytes: int, batch: int) -> list[Part]:
@@ -98,7 +103,7 @@ def decode_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: L
 
 
 def reorder_work(place: Place, shape: DecoderShape, schedule: Schedule, layout: Layout) -> Work:
-    """The requests of a cache the other way round, as a search over beams moves them."""
+    """The reversal of the order of a cache's requests, which a search over beams moves in such a way."""
     order = torch.arange(layout.batch - 1, -1, -1, device=place.device)
     return _routed("reorder", place, shape, schedule, layout, reorder_parts, {"order": order})
 

@@ -1,4 +1,4 @@
-"""What changed since an earlier run, beyond what the spread of both explains."""
+"""Compares a run with an earlier one, and finds what changed beyond what the spread of both explains."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ Ratio = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Change:
-    """A figure that moved.
+    """One figure that moved between two runs.
 
     Attributes:
-        suite, case, name: whose it is.
-        what: ``times BASE's speed``, where ``BASE`` is whom the case is told in times of; ``of the floor's speed``; ``seconds``; or
-            ``KV bytes``.
-        before, after: medians with their quartiles; of bytes, which do not spread, three times the same.
-        better: whether it is.
+        suite, case, name: the suite, the case and the one who was measured.
+        what: the figure in words. It is ``times BASE's speed``, where ``BASE`` is the one that the case is compared
+            with, ``of the floor's speed``, ``seconds`` or ``KV bytes``.
+        before, after: the medians with their quartiles. Bytes do not spread, so there the same number stands three
+            times.
+        better: whether the later figure is the better one.
     """
 
     suite: str
@@ -37,10 +38,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """What only one of two runs has: a suite, a case of a suite that both have, or who was measured in a case that both have.
+    """Something that only one of two runs has.
+
+    It is a suite, a case of a suite that both have, or somebody who was measured in a case that both have.
 
     Attributes:
-        suite, case, name: what it is; ``case`` is empty of a whole suite, ``name`` of a whole case.
+        suite, case, name: what it is. ``case`` is empty for a whole suite, and ``name`` for a whole case.
         new: whether the later run has it.
     """
 
@@ -52,14 +55,14 @@ class Unpaired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be said of two runs.
+    """Everything that is to be said of a run beside an earlier one.
 
     Attributes:
-        since: date of the earlier one.
-        changes: figures that moved.
-        unpaired: what only one of them has.
-        disturbed: cases that are not compared, since a machine was not idle: suite and case.
-        same_machine: whether seconds were compared.
+        since: the date of the earlier run.
+        changes: the figures that moved.
+        unpaired: what only one of the runs has.
+        disturbed: suite and case of what is not compared, because a machine was not idle.
+        same_machine: whether both runs are of one machine, so that seconds were compared.
     """
 
     since: str

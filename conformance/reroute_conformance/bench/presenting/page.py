@@ -1,4 +1,7 @@
-"""A run as one page of HTML that needs nothing else: no network, no scripts. What it says comes from the record."""
+"""Turns a run of the benchmark into one page of HTML with plots, which needs no network and no scripts.
+
+Everything that the page says of a run comes from the run's data.
+"""
 
 from __future__ import annotations
 

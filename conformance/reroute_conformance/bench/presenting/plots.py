@@ -1,4 +1,7 @@
-"""Plots as SVG whose colours are those of the page, light or dark: nothing in them but lines and words."""
+"""Draws the plots of a page with matplotlib, as SVG that takes the colours of the page, light or dark.
+
+A plot holds nothing but lines and words.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
 
 
 def check_matplotlib() -> None:
-    """Raises:
-    RerouteError: it is not installed.
+    """Refuse to draw plots where matplotlib is missing.
+
+    Raises:
+        RerouteError: it is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -158,7 +163,10 @@ def _svg(draw: Callable[[Any], None], *, height: float, names: Sequence[str]) ->
 
 
 def _for_page(svg: str) -> str:
-    """The drawing alone, with the page's colours in place of those that stand for them, and names that no other drawing has."""
+    """The SVG of a plot as it can stand in a page.
+
+    Colours that stand for others become the page's variables, and names become such as no other plot has.
+    """
     for colour, variable in _INK.items():
         svg = svg.replace(colour, variable)
     for index, colour in enumerate(_SERIES):

@@ -1,4 +1,4 @@
-"""The README's table: made from a run, and put between two marks."""
+"""Makes the README's table of a run of the benchmark, and puts it between two marks in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What plots that are drawn for a light and a dark page at once share: colours that stand for others, and nothing of the moment."""
+"""Holds the style of plots that are drawn once for light and dark pages, and writes a figure as SVG without its date.
+
+The colours of the style stand for others, which the page puts in their place.
+"""
 
 from __future__ import annotations
 

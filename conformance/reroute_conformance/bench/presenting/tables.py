@@ -1,4 +1,4 @@
-"""A run in words and rows: what the terminal, the README and the page show, so that all of them say the same."""
+"""Turns a run of the benchmark into the words and rows of the terminal, the README and the page, so that all say the same."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a suite's table, all of it text.
+    """One line of a suite's table, as text.
 
     Attributes:
-        case, name: whose it is; ``case`` is empty where it is the line before's.
-        cells: under :func:`columns`; empty where nothing was measured.
-        reason: why it was not.
+        case, name: the case and the one who was measured. ``case`` is empty where it is the case of the line before.
+        cells: the values under the headings of :func:`columns`; empty where nothing was measured.
+        reason: why nothing was measured.
     """
 
     case: str
@@ -103,7 +103,7 @@ def ratio(values: Sequence[float]) -> str:
 
 
 def percent(share: float) -> str:
-    """Of one."""
+    """A share of one as a percentage."""
     return f"{share:.0%}" if share >= 0.01 else "< 1%"
 
 
@@ -139,13 +139,13 @@ def untold(entry: Unpaired) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there is one."""
+    """A time in the largest unit of which it has at least one."""
     scale, unit = next((entry for entry in _UNITS if seconds >= entry[0]), _UNITS[-1])
     return f"{seconds / scale:.3g} {unit}" if seconds < 999 * scale else f"{seconds / scale:.0f} {unit}"
 
 
 def size(count: float) -> str:
-    """In MiB."""
+    """A number of bytes in MiB."""
     return f"{count / 2**20:.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""A run and a comparison on the terminal."""
+"""Prints a run of the benchmark, and its comparison with an earlier run, in the terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The decoders and embeddings of the vectors: numbers that every machine and every version draws alike.
+"""Defines the decoders, weights and embeddings of the vectors, with numbers that every machine and every version draws alike.
 
-All are whole numbers of 1024ths, drawn by Python's own Mersenne twister, whose ``random()`` is promised never to change.
+The numbers are whole 1024ths of a gain. They are drawn by Python's own Mersenne twister, whose ``random()`` is promised
+never to change.
 """
 
 from __future__ import annotations

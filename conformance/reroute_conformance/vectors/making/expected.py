@@ -1,4 +1,4 @@
-"""What the reference makes of a vector's inputs: the expected results of a vector, derived from it (spec/FORMATS.md, Vector)."""
+"""Computes the expected results of a vector by running the reference on its inputs (spec/FORMATS.md, Vector)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .fixed_order import FixedOrder
 def with_expected(
     vector: Vector, *, caches: bool = True, mode: AbstractContextManager[Any] | None = None
 ) -> Vector:
-    """A vector whose inputs are there, with what the reference makes of them: in the fixed order of sums whose bits are
-    the same on every machine, or in another ``mode``.
+    """Add to a vector the results that the reference computes from its inputs.
 
+    The reference runs in the fixed order of sums whose bits are the same on every machine, or in another ``mode``.
     Decisions are the float64 oracle's; the plain run replays them, so that both tensors of a quantity are of the same
     rows. Keys and values are left out unless ``caches``.
     """
@@ -86,7 +86,7 @@ def routed(
 
 
 def exact_trace(trace: RoutingTrace) -> dict[str, Any]:
-    """What of a trace has to be met bit for bit: all but scores, margins and what follows from them."""
+    """The part of a trace that has to be met bit for bit, which is all but scores, margins and what follows from them."""
     kept = ("layer", "stage", "pool", "selected", "deferred", "reentered")
     data = trace.to_dict()
     decisions = [{name: decision[name] for name in kept} for decision in data["decisions"]]

@@ -1,9 +1,10 @@
-"""The reference with bits that no machine changes: every operation is exact, correctly rounded, or done here in a fixed order.
+"""Makes the reference compute the same bits on every machine, by a PyTorch dispatch mode that does every sum in a fixed order.
 
-A processor's own kernels sum in an order of their own and have an exponential of their own, so that the last bits of a
-run depend on the machine. Under :class:`FixedOrder` the reference runs unchanged, but what PyTorch would leave to a kernel is
-done by additions, multiplications, divisions and roots of single elements, which IEEE 754 rounds alike everywhere, one
-after another. What is not known to be alike is refused. So vectors are regenerated bit for bit on any machine.
+A processor's own kernels sum in an order of their own and have an exponential of their own, so the last bits of a run
+depend on the machine. Under :class:`FixedOrder` the reference runs unchanged, but every operation is exact, correctly
+rounded, or done here. What PyTorch would leave to a kernel is done by additions, multiplications, divisions and roots
+of single elements, one after another, which IEEE 754 rounds alike everywhere. An operation that is not known to be
+alike is refused. So vectors are regenerated bit for bit on any machine.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ _IN_ORDER: dict[str, Callable[..., Tensor]] = {
 
 
 class FixedOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, operations on CPU tensors give the same bits on every machine, or raise."""
+    """A dispatch mode in which operations on CPU tensors give the same bits on every machine, or raise."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

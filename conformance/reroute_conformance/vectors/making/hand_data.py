@@ -1,4 +1,7 @@
-"""Vectors of `select` and `config`, worked out by hand. The note is the working; nothing here is computed."""
+"""Lists the ``select`` and ``config`` vectors that were worked out by hand.
+
+The note of a vector is its working. Nothing here is computed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _INF, _MINUS_INF, _NAN, _ZERO, _MINUS_ZERO, _ONE = (
 
 
 def hand_data_vectors() -> Iterator[Vector]:
-    """All of them."""
+    """All vectors of this module."""
     yield from _SELECTIONS
     yield from _REFUSED_SCHEDULES
     yield from _PLANS

@@ -1,8 +1,10 @@
-"""Vectors of `trace` and `route`, worked out by hand on decoders whose blocks add nothing, and the example of the text.
+"""Lists the ``trace`` and ``route`` vectors that were worked out by hand, and the worked example of the specification.
 
-A row is a token from 0 to 15. The attention logit of token u is ln(u + 1) in every block, wherever it stands, so that its
-score is (u + 1) / Σ over U: the weights in the notes are u + 1. Blocks add nothing: the residual stream stays 4 e_u, and so
-are the logits of a row, so that the largest logit of a row is its own token.
+Most of them run on a decoder whose blocks add nothing. A row is a token from 0 to 15. The attention logit of token u is
+ln(u + 1) in every block, wherever the token stands, so its score is (u + 1) / Σ over U; the weights in the notes are
+u + 1. Since the blocks add nothing, the residual stream of a row stays 4 e_u. Its logits are the same, so its largest
+logit is its own token. The other vectors have decoders of their own: the worked example (spec/example.md) and the
+counterexample (spec/proofs/counterexample.md) under ``reroute`` and under ``delete``.
 """
 
 from __future__ import annotations
@@ -51,7 +53,13 @@ def by_hand_weights() -> dict[str, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Decided:
-    """What a decision has to be: scores of the candidates and the ordinals."""
+    """The decision that a request has to make at one block.
+
+    Attributes:
+        layer: the block.
+        scores: the score of every candidate, by its ordinal.
+        selected, deferred, reentered: the ordinals.
+    """
 
     layer: int
     scores: dict[int, Fraction | float]  # by candidate
@@ -62,7 +70,18 @@ class Decided:
 
 @dataclass(frozen=True)
 class _Worked:
-    """A request of tokens; ``layout`` has ``t`` and ``v``. ``kv_rows`` and ``decided`` are what has to come out."""
+    """One request of tokens, with the results that have to come out.
+
+    Attributes:
+        id, rules, note: those of the vector; the rules are separated by blanks.
+        schedule: the schedule as data.
+        tokens: the token of every row.
+        layout: ``t`` for a row of text and ``v`` for a visual row.
+        kv_rows: how many rows every block has to cache.
+        decided: the decisions that have to be made.
+        given: the selections that are given, one per decision; None where the scores decide.
+        fed: the tokens that are fed after the prompt.
+    """
 
     id: str
     rules: str
@@ -372,7 +391,7 @@ def _counterexample(action: str) -> Vector:
 
 
 def hand_route_vectors() -> Iterator[Vector]:
-    """All of them."""
+    """All vectors of this module."""
     for worked in _WORKED:
         yield worked.vector()
     yield _example()

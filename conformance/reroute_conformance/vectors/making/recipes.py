@@ -1,4 +1,7 @@
-"""The vectors whose expected results the reference computes: what they are of. Their numbers are drawn from their names."""
+"""Lists the vectors whose expected results the reference computes, each as a recipe of a schedule, a decoder and requests.
+
+Their numbers are drawn from names: the embeddings from the id of the vector, the weights from the name of the decoder.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ class Asked:
     """One request of a recipe.
 
     Attributes:
-        layout: ``t`` a row of text, ``v`` a visual row, ``w`` one in the direction of the visual row before it, three
-            times as long; ``n`` a visual row that holds a NaN.
-        left, right: rows of padding.
-        decisions: given ones.
-        tokens: of the continuation.
-        grid: rows of the image as height and width, where positions have three coordinates.
+        layout: one letter per row. ``t`` is a row of text and ``v`` a visual row. ``w`` is a visual row in the
+            direction of the visual row before it, three times as long, and ``n`` a visual row that holds a NaN.
+        left, right: how many rows of padding stand before and after the request.
+        decisions: the selections that are given, one per decision; None where the scores decide.
+        tokens: the tokens of the continuation.
+        grid: height and width of the image in rows, where positions have three coordinates; None elsewhere.
     """
 
     layout: str
@@ -38,7 +41,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One vector: its id, the rules it is about (the first names what it breaks where it is refused), and its inputs."""
+    """One vector as its id, the rules that it is about, and its inputs.
+
+    Attributes:
+        id: the id of the vector.
+        rules: the rules, separated by blanks. Where the inputs are refused, the first one is the rule that they break.
+        schedule: the schedule as data.
+        requests: the requests of the batch.
+        decoder: the name of the decoder.
+        note: what a reader should know of the vector.
+    """
 
     id: str
     rules: str
@@ -262,6 +274,6 @@ _MROPE = (
 
 
 def reference_vectors() -> Iterator[Vector]:
-    """All of them, computed anew."""
+    """All vectors of this module, computed anew."""
     for recipe in (*_CORE, *_ROUTE, *_GQA, *_BATCH, *_CACHE, *_MROPE):
         yield recipe.vector()

@@ -1,4 +1,4 @@
-"""Making v1 again, and saying where what is there differs from what is made."""
+"""Makes all vectors of v1 again, writes them, and says where the files differ from what is made."""
 
 from __future__ import annotations
 

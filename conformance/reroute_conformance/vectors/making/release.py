@@ -1,8 +1,9 @@
-"""The vectors measured from the paper's published release (elmma/mllm-reroute): how theirs is completed to a vector.
+"""Completes the vectors that were measured from the paper's published release (elmma/mllm-reroute).
 
-What was measured stays as it was: selections, rows per block, logits, greedy tokens. So do their inputs, X^0 of the models'
-text decoders after the images were merged in, positions and weights. The reference adds what the release does not show:
-the scores under the measured selections, and the oracle of the logits, computed in float64 under the same selections.
+What was measured stays as it was: selections, rows per block, logits and greedy tokens. Their inputs stay too: X^0 of
+the models' text decoders after the images were merged in, positions and weights. The reference adds what the release
+does not show. That is the scores under the measured selections, and the oracle of the logits, computed in float64 under
+the same selections.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .fixed_order import FixedOrder
 
 
 def release_vectors(root: Path = V1) -> Iterator[Vector]:
-    """All of them, completed anew from what was measured."""
+    """All measured vectors, completed anew."""
     for entry in entries(root):
         if entry.oracle == "release":
             yield completed(read_vector(root / entry.place))

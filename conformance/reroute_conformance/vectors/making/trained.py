@@ -1,7 +1,7 @@
-"""The vectors of a trained model: the scores of its decisions, and the first blocks of its decoder on two pictures.
+"""Makes the vectors of a trained model, from the scores of its decisions and the first blocks of its decoder on two pictures.
 
-``shared/trained.safetensors`` is given, not made: ``benchmarks/grounding/export_scores.py`` wrote it, from one of the models
-that are trained there. What follows from it is made again, in the fixed order.
+``shared/trained.safetensors`` is given, not made: ``benchmarks/grounding/export_scores.py`` wrote it from one of the
+models that are trained there. What follows from it is made again, in the fixed order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROUTES = (
 
 
 def trained_vectors(root: Path = V1) -> Iterator[Vector]:
-    """All of them, from the file that is given.
+    """All vectors of this module, from the file that is given.
 
     Raises:
         RerouteError: it is missing or damaged.
@@ -65,7 +65,10 @@ def _selection(id_: str, found: Tensor, k: int) -> Vector:
 def _routed(
     id_: str, picture: int, schedule: dict[str, Any], rules: str, given: Mapping[str, Tensor]
 ) -> Vector:
-    """Held are scores and last logits: the residuals of 149 rows of 128 channels would be a megabyte a vector."""
+    """A vector of one route, which holds scores and last logits only.
+
+    The residuals of 149 rows of 128 channels would take a megabyte per vector.
+    """
     place = f"../../{TRAINED}:"
     inputs = {
         "schedule": schedule,
