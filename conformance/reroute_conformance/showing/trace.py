@@ -23,6 +23,7 @@ from torch import nn
 
 from ..tiny.llava import tiny_llava, tiny_processor
 from ..tiny.qwen import tiny_qwen
+from ..tiny.qwen_processor import TinyQwenProcessor
 
 _TINY_QWEN = {"tiny-qwen2.5-vl": "qwen2_5_vl", "tiny-qwen3-vl": "qwen3_vl", "tiny-qwen3.5": "qwen3_5"}
 TINY = ("tiny", *_TINY_QWEN)
@@ -37,8 +38,6 @@ def load(name: str) -> tuple[nn.Module, Any]:
         RerouteError: it cannot be loaded, or is of no described family.
     """
     if name in _TINY_QWEN:
-        from ..tiny.qwen_processor import TinyQwenProcessor
-
         return tiny_qwen(_TINY_QWEN[name], num_layers=_DEPTH), TinyQwenProcessor()
     if name == TINY[0]:
         return tiny_llava(num_layers=_DEPTH), tiny_processor()

@@ -114,7 +114,7 @@ def _of_tensors(place: str, there: Mapping[str, Tensor], again: Mapping[str, Ten
             continue
         if mine.shape != due.shape or mine.dtype != due.dtype:
             forms = (f"{x.dtype} {list(x.shape)}" for x in (mine, due))
-            lines.append(f"{place}: tensor {name} is {' , made again it is '.join(forms)}")
+            lines.append(f"{place}: tensor {name} is {', made again it is '.join(forms)}")
             continue
         changed = (mine.view(torch.uint8) != due.view(torch.uint8)).view(*mine.shape, -1).any(-1)
         first = tuple(int(i) for i in changed.nonzero()[0])
