@@ -1,4 +1,7 @@
-"""What the suite asks of an implementation. A target is any object with these members; it need not import this module."""
+"""Defines the target protocol: the members through which the suite asks an implementation, and what they take and return.
+
+A target is any object with these members. It need not import this module.
+"""
 
 from __future__ import annotations
 
@@ -58,38 +61,43 @@ Answer: TypeAlias = dict[str, Any]
 
 
 class Target(Protocol):
-    """An implementation under test.
+    """An implementation under test, as the suite sees it.
 
-    Members of profiles that it does not claim may be missing (:func:`missing_members`). With ``conform --nproc`` each process
-    of one gloo group has such an object, all are asked the same in the same order, and each returns the whole answer.
+    A target may lack the members of profiles that it does not claim; :func:`missing_members` names those that it lacks
+    and needs. With ``conform --nproc`` every process of one gloo group has such an object. All of these objects are
+    asked the same in the same order, and each of them returns the whole answer.
 
     Attributes:
-        name: shown in the report.
-        profiles: the part of :data:`PROFILES` it claims; a check of another profile is not run.
-        families: the part of :data:`FAMILIES` it claims with profile ``hf``; may be missing.
-        dtypes: the part of :data:`DTYPES` it claims with profile ``low-precision``; may be missing.
-        device: where it computes, in its own words, for the report; may be missing.
-        unavailable: what it claims and cannot be asked for here, a name of :data:`PROFILES` or :data:`DTYPES`, and why; may be
-            missing. Nothing of it is run, and a verdict on it is INCOMPLETE.
+        name: the name that the report shows.
+        profiles: the part of :data:`PROFILES` that the target claims. A check of another profile is not run.
+        families: the part of :data:`FAMILIES` that it claims with profile ``hf``. It may be missing, which claims the
+            first one.
+        dtypes: the part of :data:`DTYPES` that it claims with profile ``low-precision``. It may be missing, which
+            claims both.
+        device: where the target computes, in its own words, for the report. It may be missing.
+        unavailable: what the target claims but cannot be asked for where it runs, as a mapping from names of
+            :data:`PROFILES` or :data:`DTYPES` to the reason. It may be missing. The suite runs nothing of what it
+            names, and a verdict on it is INCOMPLETE.
     """
 
     name: str
     profiles: frozenset[str]
 
     def select(self, scores: Tensor, k: int) -> Sequence[int]:
-        """Positions of the ``k`` selected of ``scores`` [n], ascending. A NaN score raises."""
+        """Return the positions of the ``k`` selected of ``scores`` [n], ascending. A NaN score raises an error."""
         ...
 
     def plan(
         self, schedule: Mapping[str, Any], num_layers: int, visual: Sequence[bool], images: Sequence[int]
     ) -> Sequence[int]:
-        """Rows that every block runs for a request, from the schedule as plain data (``schemas/schedule.json``).
+        """Return how many rows every block runs for a request under a schedule.
 
         Args:
-            schedule: right or wrong. A wrong one raises an error with the attributes ``field`` and ``remedy``.
-            num_layers: blocks of the decoder.
-            visual: a flag per real prompt row.
-            images: feature count of every image, adding up to the flagged rows.
+            schedule: a schedule as plain data (``schemas/schedule.json``), right or wrong. A wrong one raises an error
+                with the attributes ``field`` and ``remedy``.
+            num_layers: number of blocks of the decoder.
+            visual: one flag for each real prompt row.
+            images: the feature count of every image; the counts add up to the number of flagged rows.
         """
         ...
 
@@ -102,26 +110,27 @@ class Target(Protocol):
         decisions: Decisions = None,
         continuation: Tensor | None = None,
     ) -> list[Answer]:
-        """Prefill of a batch, then ``continuation`` [B, T] token by token. NaN in the inputs raises.
+        """Run the prefill of a batch, then feed ``continuation`` [B, T] token by token. NaN in the inputs raises an error.
 
         Args:
             model: see :data:`Model`.
-            inputs: what a processor returns; for a canonical decoder ``inputs_embeds`` [B, S, d], ``visual_mask``
-                [B, S] and ``attention_mask`` [B, S]. A model may also be given ``labels`` [B, S], and what has to be
-                refused: ``past_key_values`` of any kind, any of these in a form that cannot be read, a model in
-                training mode or of another family. A refusal is an error with the attributes ``field`` (the name of
-                the input, ``model``, ``model.training``) and ``remedy``, and leaves model and inputs as they were.
-            schedule: what to decide where.
-            decisions: selections to run instead of the scores' own (profile ``stagewise``).
+            inputs: what a processor returns. For a canonical decoder these are ``inputs_embeds`` [B, S, d],
+                ``visual_mask`` [B, S] and ``attention_mask`` [B, S]. A model may also be given ``labels`` [B, S]. The
+                suite also gives what has to be refused: ``past_key_values`` of any kind, any of these inputs in a form
+                that cannot be read, a model in training mode, or a model of another family. A refusal is an error with
+                the attributes ``field`` (the name of the input, ``model`` or ``model.training``) and ``remedy``. It
+                leaves model and inputs as they were.
+            schedule: says at which blocks to decide, and how many rows to keep.
+            decisions: selections to run in place of the scores' own (profile ``stagewise``).
             continuation: tokens to feed after the prefill.
 
         Returns:
-            Per request a dict with
+            A dict for each request, with
 
             - ``trace``: a RoutingTrace;
             - ``residuals``: {layer: [rows, d]} at every decision's input, and at key L after the last block, before the
-              final norm; real rows in prompt order, under ``delete`` those alive;
-            - ``logits``: [rows, V], all real rows, under ``delete`` the survivors;
+              final norm. The rows are the real rows in prompt order, under ``delete`` those that are still there;
+            - ``logits``: [rows, V] of all real rows, under ``delete`` of the survivors;
             - ``keys``, ``values``: per block [K, rows, h] as cached after the prefill; [0, 0, 0] of a block of linear
               attention;
             - ``decode_logits``: [T, V].
@@ -129,34 +138,35 @@ class Target(Protocol):
         ...
 
     def generate(self, model: nn.Module, inputs: Inputs, schedule: Schedule, max_new_tokens: int) -> Tensor:
-        """Greedy decoding, exactly ``max_new_tokens``; prompt and new tokens [B, S + new].
+        """Decode exactly ``max_new_tokens`` tokens greedily, and return prompt and new tokens [B, S + new].
 
-        ``inputs`` may also hold options of ``transformers``' ``generate`` that have to be refused by their name, such as
-        ``prefill_chunk_size``, ``assistant_model`` and ``cache_implementation``.
+        ``inputs`` may also hold options of ``transformers``' ``generate`` that have to be refused by their name, such
+        as ``prefill_chunk_size``, ``assistant_model`` and ``cache_implementation``.
         """
         ...
 
     def session(
         self, model: Model, schedule: Schedule, operations: Sequence[Mapping[str, Any]]
     ) -> list[list[Answer] | Exception]:
-        """Operations one after another on one model and one cache (profile ``session``).
+        """Do operations one after another on one model and one cache (profile ``session``).
 
         Args:
             model: see :data:`Model`.
-            schedule: of every prefill and of every turn with visual rows.
-            operations: each has ``op``, one of
+            schedule: the schedule of every prefill and of every later turn with visual rows.
+            operations: each has ``op``, which is one of
 
                 - ``prefill``: ``inputs`` as for :meth:`run`; whatever was cached before is dropped;
-                - ``turn``: ``inputs`` of the new rows alone, without padding, text or new images;
-                - ``decode``: ``tokens`` [B], one per request;
+                - ``turn``: ``inputs`` of the new rows alone, without padding; they are text or new images;
+                - ``decode``: ``tokens`` [B], one for each request;
                 - ``crop``: ``rows``, how many of the newest rows every request forgets;
                 - ``reorder`` and ``select``: ``order``, which request of the batch stands at each place afterwards;
-                - ``repeat``: ``times``, every request stands that often, one after another.
+                - ``repeat``: ``times``; every request stands that often, one after another.
 
         Returns:
-            Per operation the exception that it was refused with, which leaves everything as it was, or per request
-            what :meth:`run` returns, of the new rows: ``trace`` and ``residuals`` after a prefill or turn, ``logits`` after
-            those and after decode; and always ``length``, the logical length, and ``keys`` and ``values``, all that
+            A list with an entry for each operation. Where the operation was refused, the entry is the exception, and
+            the refusal leaves everything as it was. Otherwise the entry has for each request a dict of what :meth:`run`
+            returns, of the new rows: ``trace`` and ``residuals`` after a prefill or turn, ``logits`` after those and
+            after decode. The dict always has ``length``, the logical length, and ``keys`` and ``values``, all that
             every block has cached by then.
         """
         ...
@@ -164,35 +174,40 @@ class Target(Protocol):
     def schedule(
         self, given: str | Mapping[str, Any], num_layers: int, attention_blocks: Sequence[int] | None = None
     ) -> Mapping[str, Any]:
-        """The schedule, as plain data, that a preset's name stands for or that data reads as (profile ``presets``).
+        """Return, as plain data, the schedule of a preset or of given data (profile ``presets``).
 
         Args:
-            given: a name, or a schedule as data.
-            num_layers: blocks of the decoder.
-            attention_blocks: those with plain attention; all unless given.
+            given: the name of a preset, or a schedule as data, which is read and written again.
+            num_layers: number of blocks of the decoder.
+            attention_blocks: the blocks with plain attention; all blocks unless given.
         """
         ...
 
     def first_stage(self, model: nn.Module, inputs: Inputs, tier: str) -> Mapping[str, Any]:
-        """What Nüwa's first stage makes of a batch (profile ``nuwa``).
+        """Run Nüwa's first stage on a batch and return what it makes of it (profile ``nuwa``).
 
         Returns:
-            ``inputs_embeds`` [B, S', d], ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S']; per image in the
-            order of the batch its ``metric`` [images, 576] and ``pillars``, a list of patches.
+            ``inputs_embeds`` [B, S', d], and ``visual_mask``, ``attention_mask`` and ``position_ids`` [B, S']. In the
+            order of the images of the batch also ``metric`` [images, 576] and ``pillars``, a list of patches for each
+            image.
         """
         ...
 
     def run_prefix(
         self, model: Model, inputs: Sequence[Inputs], schedule: Schedule, rows: int
     ) -> list[list[Answer]]:
-        """As :meth:`run`, of one batch after another, all served from the first ``rows`` rows of the first one, which
-        are computed once (profile ``prefix``). A batch that does not begin with those rows raises.
+        """Run one batch after another as :meth:`run` does, all served from a shared prefix (profile ``prefix``).
+
+        The prefix is the first ``rows`` rows of the first batch, which are computed once. A batch that does not begin
+        with those rows raises an error.
         """
         ...
 
     def run_shards(self, model: Model, inputs: Inputs, schedule: Schedule, shards: int) -> list[list[Answer]]:
-        """As :meth:`run`, with the heads sharded over ``shards`` processes: what each of them returns (profile
-        ``shards``). ``shards`` divides the key heads; ``keys`` and ``values`` are of all heads.
+        """Run as :meth:`run` does, with the heads sharded over ``shards`` processes (profile ``shards``).
+
+        The result is what each of the processes returns. ``shards`` divides the number of key heads. ``keys`` and
+        ``values`` are those of all heads.
         """
         ...
 
@@ -208,28 +223,30 @@ WORKS: Mapping[str, str] = {
 
 
 class Timed(Protocol):
-    """What a target may have besides, so that ``vlm-reroute bench`` times what a user waits for and nothing else.
+    """An optional part of a target, with which ``vlm-reroute bench`` times what a user waits for and nothing else.
 
-    Without ``prepare``, ``select`` and ``prefill`` are timed by what :meth:`Target.select` and :meth:`Target.run` take, with all
-    that the suite makes them return.
+    For a target without ``prepare`` the bench times ``select`` and ``prefill`` by calls of :meth:`Target.select` and
+    :meth:`Target.run`, and these times include all that the suite makes them return.
 
     Attributes:
-        untimed: why its times mean nothing where it runs now, an interpreter for example; empty, or missing, where they do.
+        untimed: why times of this target mean nothing where it runs now, for example because an interpreter runs it. It
+            is empty or missing where they do mean something.
     """
 
     untimed: str
 
     def prepare(self, work: str, given: Mapping[str, Any]) -> Callable[[], object] | None:
-        """A call that does ``work`` once more each time; what happens before it is not timed.
+        """Return a function that does ``work`` once more at each call. What this method does beforehand is not timed.
 
         Args:
-            work: of :data:`WORKS`.
-            given: what it is about. The model is a Llama of transformers where the target claims ``hf``, else a canonical
-                decoder; its modules are the target's own, to be changed and left so, its weights are everybody's.
-                ``inputs`` are ``inputs_embeds`` [B, S, d] and ``visual_mask`` [B, S], all on one device.
+            work: a name of :data:`WORKS`.
+            given: what the work is about. The model is a Llama of transformers where the target claims ``hf``, else a
+                canonical decoder. The model's modules are the target's own: it may change them and leave them changed.
+                Its weights are shared with everybody. ``inputs`` are ``inputs_embeds`` [B, S, d] and ``visual_mask``
+                [B, S], all on one device.
 
         Returns:
-            None where the target does not do this by itself: it is then not timed.
+            The function; None where the target does not do this work by itself, which is then not timed.
         """
         ...
 

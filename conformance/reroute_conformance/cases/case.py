@@ -1,4 +1,8 @@
-"""Cases: small, plain, reproducible descriptions of what a target is given. A case is data; tensors come from seeds."""
+"""Defines the basic kinds of cases: small, plain descriptions of what a target is given, from which tensors are made.
+
+A case is data that can be saved as JSON and read back. Its tensors come from seeds, so that the same case gives the
+same tensors every time. The modules of the other kinds of cases enter their classes in ``KINDS``.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,14 @@ NUM_SEEDED_ROWS = 128
 
 @dataclass(frozen=True)
 class Row:
-    """One request of a batch: ``layout`` is a string of ``t`` (text) and ``v`` (visual) rows, or of ``t`` and letters of
-    whole images for a model with an image processor (``I``; of the Qwen families also those of ``GRIDS``).
+    """One request of a batch, given by its layout, a seed and its padding.
+
+    Attributes:
+        layout: a letter for every row: ``t`` is a text row and ``v`` a visual row. For a model with an image processor
+            it has ``t`` for a text row and a letter for a whole image: ``I``, and for the Qwen families all letters of
+            ``GRIDS``.
+        seed: seed of the embeddings, or of words and pixels.
+        pad_left, pad_right: how many columns of padding stand before and after the request.
     """
 
     layout: str
@@ -32,7 +42,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """What every kind of case can do."""
+    """The base class of all cases: a case can be written as plain data, read back, and named by its content.
+
+    Attributes:
+        kind: the name of this kind of case in :data:`KINDS` and in saved data.
+    """
 
     kind: ClassVar[str]
 
@@ -52,7 +66,14 @@ class Case:
 
 @dataclass(frozen=True)
 class SelectCase(Case):
-    """Scores given as float32 bit patterns, so that signed zeros, subnormals and NaN survive JSON."""
+    """Scores, and how many of them a target has to select.
+
+    The scores are given as float32 bit patterns, so that signed zeros, subnormals and NaN survive JSON.
+
+    Attributes:
+        bits: the bit patterns, as signed 32-bit integers.
+        k: how many scores are to be selected.
+    """
 
     kind: ClassVar[str] = "select"
     bits: list[int] = field(default_factory=list)
@@ -65,7 +86,14 @@ class SelectCase(Case):
 
 @dataclass(frozen=True)
 class ConfigCase(Case):
-    """A schedule as data, right or wrong, and the layout of a request: ``t`` and ``v`` rows."""
+    """A schedule as data, right or wrong, and the layout of the request that a target has to plan by it.
+
+    Attributes:
+        schedule: the schedule as data.
+        num_layers: number of blocks of the decoder.
+        layout: the rows of the request, ``t`` for text and ``v`` for visual rows.
+        images: the feature count of every image.
+    """
 
     kind: ClassVar[str] = "config"
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +108,19 @@ class ConfigCase(Case):
 
 @dataclass(frozen=True)
 class RoutedCase(Case):
-    """A batch through a decoder; ``decisions`` are replayed where given, ``new_tokens`` are fed after the prefill."""
+    """A batch that runs through a decoder: a prefill, after which tokens may be fed.
+
+    Subclasses say which model it is and what the inputs are.
+
+    Attributes:
+        network_rules: the rules about the decoder itself that every run of the case exercises.
+        rotary_rule: the rule that is broken where the keys of the first block are wrong.
+        schedule: the schedule as data.
+        rows: the requests of the batch.
+        new_tokens: how many tokens are fed after the prefill.
+        decisions: selections to replay, per request and decision; None where the scores decide.
+        poison: the request and the real row whose embedding is NaN; None for no such row.
+    """
 
     network_rules: ClassVar[tuple[str, ...]] = ()
     rotary_rule: ClassVar[str] = "RR-BLOCK-002"

@@ -1,4 +1,4 @@
-"""Cases that run through a canonical decoder: with seeded weights, or with every number given."""
+"""Defines cases that run embeddings through a canonical decoder, with seeded weights or with every number given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from .case import KINDS, NUM_SEEDED_ROWS, RoutedCase, generator_of, place_of
 
 @dataclass(frozen=True)
 class DecoderCase(RoutedCase):
-    """A batch of embeddings through a canonical decoder with seeded weights."""
+    """A batch of embeddings through a canonical decoder with seeded weights.
+
+    Attributes:
+        config: the decoder's configuration as data.
+        seed: seed of the weights.
+        gain: factor on all queries. With 0 all rows score alike; a large factor makes attention peaked.
+    """
 
     kind: ClassVar[str] = "decoder"
     network_rules: ClassVar[tuple[str, ...]] = ("RR-BLOCK-004", "RR-BLOCK-005", "RR-BLOCK-006")
@@ -68,7 +74,12 @@ class DecoderCase(RoutedCase):
 
 @dataclass(frozen=True)
 class GivenCase(DecoderCase):
-    """One request through a canonical decoder whose numbers are all given, for cases that were worked out by hand."""
+    """One request through a canonical decoder whose numbers are all given, for cases that were worked out by hand.
+
+    Attributes:
+        embeddings: the embedding of every row.
+        weights: the weights by name, as nested lists.
+    """
 
     kind: ClassVar[str] = "given"
     embeddings: list[list[float]] = field(default_factory=list)

@@ -1,4 +1,8 @@
-"""Cases of the three Qwen families: images of several sizes, videos, text, in batches that a processor could return."""
+"""Draws cases of the three Qwen families with images of several sizes, videos and text, and sessions of every family.
+
+The batches are such as a processor could return. The module also draws prompts for canonical decoders that have text
+before their first visual row (RR-EQV-007).
+"""
 
 from __future__ import annotations
 
@@ -34,13 +38,17 @@ DECIDING = {"qwen2_5_vl": range(NUM_LAYERS), "qwen3_vl": range(NUM_LAYERS), "qwe
 
 @dataclass(frozen=True)
 class QwenCase(ModelCase):
-    """A batch through a tiny model of one of the Qwen families."""
+    """A batch through a tiny model of one of the Qwen families.
+
+    Attributes:
+        family: the model family, one of the three Qwen families of :data:`~reroute_conformance.protocol.FAMILIES`.
+    """
 
     kind: ClassVar[str] = "qwen"
     family: str = "qwen2_5_vl"
 
     def model_family(self) -> str:
-        """The one that was drawn."""
+        """The family of the case."""
         return self.family
 
     def size(self, row: Row) -> int:
@@ -106,7 +114,14 @@ def qwen_prompts(family: str) -> tuple[QwenCase, ...]:
 
 
 class FamilySessions(SessionMachine):
-    """Sessions of a tiny model; a subclass names its family."""
+    """A Hypothesis state machine that draws sessions of a tiny transformers model.
+
+    A subclass names the model family; :func:`family_sessions` makes it.
+
+    Attributes:
+        family: the model family.
+        image_layouts: layouts of later turns with images.
+    """
 
     family: ClassVar[str] = "llava"
     image_layouts: ClassVar[st.SearchStrategy[str]] = st.sampled_from(["tIt", "Itt", "ttI", "t"])
@@ -126,7 +141,7 @@ class FamilySessions(SessionMachine):
 
 
 def family_sessions(family: str) -> type[FamilySessions]:
-    """The machine of a family."""
+    """The state machine that draws sessions of a model family."""
     return type(f"{family}Sessions", (FamilySessions,), {"family": family})
 
 

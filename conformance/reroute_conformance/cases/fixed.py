@@ -1,4 +1,9 @@
-"""Cases that are not drawn: budgets that rounding gets wrong, the picture, the worked example, the counterexample."""
+"""Lists cases that are fixed instead of drawn: the worked example, the counterexample, pictures, budgets, large selections.
+
+The worked example is the one of ``spec/example.md``. In the counterexample the decisions of ``reroute`` and ``delete``
+differ although no row re-enters (RR-EQV-006). The budgets are those that rounding or binary floats get wrong. Further
+cases are unrouted runs, whose only errors are those of rounding.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +138,7 @@ def budgets() -> tuple[DecoderCase, ...]:
 
 
 def precise() -> tuple[DecoderCase, ...]:
-    """Unrouted runs of a hundred rows: errors of rounding, and nothing else."""
+    """Unrouted runs of a hundred rows, whose only errors are those of rounding."""
     config = decoder_config(3, heads=2, kv_heads=2)
     return tuple(
         DecoderCase(

@@ -1,4 +1,8 @@
-"""Cases of profile ``low-precision``: weights and embeddings in float16 or bfloat16, the oracle of the same rounded numbers."""
+"""Draws cases of profile ``low-precision``, whose weights and embeddings are rounded to float16 or bfloat16.
+
+The float64 oracle computes with the same rounded numbers. The module also draws selections by close scores, and lists
+cases that only a computation in a wide dtype gets right.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from .strategies import decoder_cases
 
 
 class _Low(DecoderCase):
-    """A case whose numbers are all rounded to ``dtype``, which is what it is computed in."""
+    """The base of cases whose weights and embeddings are rounded to ``dtype``, in which they are computed."""
 
     dtype: str
 
@@ -37,7 +41,12 @@ class _Low(DecoderCase):
 
 @dataclass(frozen=True)
 class LowCase(_Low):
-    """A batch through a canonical decoder with seeded weights; ``scale`` multiplies the embeddings."""
+    """A batch through a canonical decoder with seeded weights, computed in low precision.
+
+    Attributes:
+        dtype: ``float16`` or ``bfloat16``.
+        scale: factor on the embeddings, which are scaled before they are rounded.
+    """
 
     kind = "low"
     dtype: str = "bfloat16"
@@ -51,7 +60,11 @@ class LowCase(_Low):
 
 @dataclass(frozen=True)
 class LowGivenCase(_Low, GivenCase):
-    """One request whose numbers are given, and are numbers of the dtype."""
+    """One request whose numbers are all given. Each of them is a number of the dtype, so that rounding changes none.
+
+    Attributes:
+        dtype: ``float16`` or ``bfloat16``.
+    """
 
     kind = "low-given"
     dtype: str = "bfloat16"
@@ -78,7 +91,7 @@ def low_select_cases(draw: st.DrawFn, dtype: str) -> SelectCase:
 
 
 def exact_cases(dtype: str) -> tuple[Case, ...]:
-    """What only a wide computation gets right, by more than a narrow dtype's tolerance."""
+    """Cases that only a computation in a wide dtype gets right: a narrow one is off by more than its tolerance."""
     return (_far_logits(dtype), _many_rows(dtype), _large_states(dtype))
 
 

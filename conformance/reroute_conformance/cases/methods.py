@@ -1,4 +1,4 @@
-"""Cases of profile ``methods``: schedules whose score source is `previous`, whose positions are `renumber`, or both."""
+"""Draws cases of profile ``methods``: schedules with the score source ``previous``, the positions ``renumber``, or both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases that run through a tiny transformers model: what those of every family can do, and those of LLaVA."""
+"""Defines cases that run a batch through a tiny transformers model of any family, and those of LLaVA."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _PER_ROW = ("input_ids", "attention_mask", "mm_token_type_ids")  # of what a pro
 
 @dataclass(frozen=True)
 class ModelCase(RoutedCase):
-    """A batch through a tiny transformers model, its images noise."""
+    """A batch through a tiny transformers model, with noise for images.
+
+    Subclasses say of which family the model is, and what a processor returns for a request.
+
+    Attributes:
+        seed: seed of the model's weights.
+        attention: the attention implementation of transformers, ``sdpa`` or ``eager``.
+    """
 
     seed: int = 0
     attention: str = "sdpa"
@@ -56,7 +63,12 @@ class ModelCase(RoutedCase):
 
 @dataclass(frozen=True)
 class LlavaCase(ModelCase):
-    """A batch through the tiny LLaVA, its images noise, or through its real processor with the drawn picture."""
+    """A batch through the tiny LLaVA, with noise for images, or with the drawn picture through the real processor.
+
+    Attributes:
+        text: the question about the drawn picture. Where it is given, the rows of the batch are those that the
+            processor makes of it; where it is empty, ``rows`` describes the batch.
+    """
 
     kind: ClassVar[str] = "llava"
     text: str = ""  # of the picture's question; rows are then what the processor makes of it

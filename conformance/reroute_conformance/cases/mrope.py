@@ -1,4 +1,4 @@
-"""Cases of profile ``mrope``: canonical decoders whose positions have three coordinates, as around images and videos."""
+"""Draws cases of profile ``mrope``: canonical decoders whose positions have three coordinates, as around images and videos."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ _OF_PADDING = 77  # the position of a row that has none
 
 @dataclass(frozen=True)
 class MropeCase(DecoderCase):
-    """A batch through a canonical decoder with ``mrope_section``.
+    """A batch through a canonical decoder with ``mrope_section``, whose positions have three coordinates.
 
-    Every run of visual rows is frames of ``grid`` (height, width) patches, its last frame not always full.
+    Every run of visual rows consists of frames of ``grid`` patches. Its last frame is not always full.
+
+    Attributes:
+        grid: height and width of a frame, in patches.
     """
 
     kind: ClassVar[str] = "mrope"

@@ -1,4 +1,8 @@
-"""Cases of profile ``nuwa``: batches of noise for a narrow LLaVA whose tower is as large as the first stage asks for."""
+"""Lists cases of profile ``nuwa``: batches of noise for a narrow LLaVA on which Nüwa's first stage is run.
+
+The vision tower of this LLaVA has the blocks and patches that the first stage is defined for, but all of its layers are
+narrow.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,13 @@ _BLOCKS = 2  # of the decoder, which no case runs
 
 @dataclass(frozen=True)
 class NuwaCase(Case):
-    """A batch; the layout of a request is of ``t`` (text) and ``I`` (a whole image)."""
+    """A batch for Nüwa's first stage.
+
+    Attributes:
+        tier: the tier of the preset, ``64``, ``128`` or ``192``.
+        rows: the requests. Their layouts have ``t`` for a text row and ``I`` for a whole image.
+        seed: seed of the model's weights.
+    """
 
     kind: ClassVar[str] = "nuwa"
     tier: str = "64"

@@ -1,4 +1,4 @@
-"""Cases of profile ``prefix``: requests that begin alike."""
+"""Draws cases of profile ``prefix``: requests that begin with the same rows, which a target computes once (RR-EQV-009)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from .decoder import DecoderCase, decoder_config
 
 @dataclass(frozen=True)
 class PrefixCase(DecoderCase):
-    """Requests whose first ``shared`` rows are those of the first one; the last one's differ where ``stranger`` says."""
+    """Requests whose first ``shared`` rows are those of the first request.
+
+    Attributes:
+        shared: how many rows the requests share.
+        stranger: one of the shared rows that differs in the last request, which then must not be served from the
+            prefix; None where every request begins alike.
+    """
 
     kind: ClassVar[str] = "prefix"
     shared: int = 1

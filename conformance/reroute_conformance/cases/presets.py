@@ -1,4 +1,4 @@
-"""Cases of profile ``presets``: a preset by name for a decoder, or a schedule as data that is read and written again."""
+"""Draws cases of profile ``presets``: a preset by name for a decoder, or a schedule as data that is read and written again."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ _DEPTHS = (6, 12, 28, 28, 32, 32, 36, 40, 48, 64, 80)
 
 @dataclass(frozen=True)
 class PresetCase(Case):
-    """A preset's name, or where it is None a schedule as data, and the decoder: its blocks, and those with plain
-    attention, all where None.
+    """A preset's name or a schedule as data, and the decoder that it is for.
+
+    Attributes:
+        preset: the name of the preset; None where a schedule is given.
+        schedule: the schedule as data, where no name is given.
+        num_layers: number of blocks of the decoder.
+        attention_blocks: the blocks with plain attention; None for all of them.
     """
 
     kind: ClassVar[str] = "preset"

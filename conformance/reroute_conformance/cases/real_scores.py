@@ -1,6 +1,8 @@
-"""Scores as attention makes them: means over heads of softmaxes of heavy-tailed logits, with what tempts an implementation.
+"""Draws scores as attention makes them: means over heads of softmaxes of heavy-tailed logits.
 
-A case is drawn as a handful of numbers and holds the bit patterns that they make, so that it shrinks and survives JSON.
+They hold what an implementation of selection may get wrong: sinks, plateaus of equal scores, ties at the threshold and
+neighbours of a few ulps. A case is drawn as a handful of numbers and holds the bit patterns that they make, so that
+Hypothesis can shrink it and it survives JSON.
 """
 
 from __future__ import annotations

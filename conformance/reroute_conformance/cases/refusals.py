@@ -1,4 +1,8 @@
-"""Requests that must be refused: a right one with one thing wrong, by name, and the field that the refusal names."""
+"""Lists requests that a target must refuse: each is a right request to a model family with one thing wrong.
+
+Every such fault has a name in :data:`FAULTS`, the rule that refuses it, and a pattern of the fields that the refusal
+may name. One entry is no fault, and its request has to be answered.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +45,19 @@ Put = Callable[[nn.Module, Inputs], Inputs]
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """One thing that is wrong with a request.
 
     Attributes:
-        rule: that refuses it.
-        fields: pattern of the fields that the refusal may name (RR-ERR-001).
-        given: what the rule's check has to know.
-        put: makes the inputs wrong; the model is for its sizes.
-        call: what of the target is asked, ``run``, ``generate`` or ``plan``.
-        schedule: that is asked for.
-        model: another model than the family's, or none.
+        rule: the rule that refuses it.
+        fields: a pattern of the fields that the refusal may name (RR-ERR-001).
+        given: the names and values that the rule's check needs to know.
+        put: a function that makes the inputs wrong. It is given the model to read sizes from.
+        call: the member of the target that is asked: ``run``, ``generate`` or ``plan``.
+        schedule: the schedule that is asked for.
+        model: makes a model to ask with in place of the family's own; None for the family's own.
         training: whether the model is in training mode.
-        families: those that it is about; all unless given.
-        answered: whether it is no fault after all: the request is answered as it is without.
+        families: the model families that the fault is about; empty for all of them.
+        answered: whether it is no fault after all, so that the request has to be answered as it is without it.
     """
 
     rule: str
@@ -74,7 +78,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class RefusalCase(Case):
-    """A right request to a model family, and what is wrong with it, of :data:`FAULTS`."""
+    """A right request to a model family, and the fault that makes it wrong.
+
+    Attributes:
+        family: the model family.
+        fault: the name of the fault in :data:`FAULTS`.
+    """
 
     kind: ClassVar[str] = "refusal"
     family: str = "llava"
@@ -169,14 +178,14 @@ def another_text_decoder() -> nn.Module:
 
 @cache
 def sliding_llava() -> nn.Module:
-    """A described class over a described text decoder, the half of whose blocks attend a window."""
+    """A described class over a described text decoder, half of whose blocks attend a window."""
     window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
     return _llava_over(Qwen2Config(**_SMALL, **window))
 
 
 @cache
 def sliding_qwen() -> nn.Module:
-    """The same of Qwen2.5-VL."""
+    """A Qwen2.5-VL, half of whose blocks attend a window."""
     own: Any = judge_model("qwen2_5_vl", 0, "sdpa", torch.float32).config
     config = own.to_dict()
     config["text_config"] |= {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
@@ -280,5 +289,5 @@ FAULTS: dict[str, Fault] = {
 
 
 def refusals(family: str) -> tuple[RefusalCase, ...]:
-    """All that a family can be asked wrongly."""
+    """All cases of wrong requests that a family can be asked."""
     return tuple(RefusalCase(family, name) for name, fault in FAULTS.items() if fault.accepts(family))

@@ -1,4 +1,7 @@
-"""Cases of whole sessions: operations as plain data, drawn by a state machine that knows which of them make sense."""
+"""Draws whole sessions: operations as plain data, from a Hypothesis state machine that knows which of them make sense when.
+
+The operations are prefill, later turns of text or images, decode, crop, and requests that are moved in the batch.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ _PLACES = st.integers(0, _MOST_REQUESTS - 1)
 
 @dataclass(frozen=True)
 class SessionCase(Case):
-    """Operations one after another on one model.
+    """A session: operations that are done one after another on one model.
 
     Attributes:
-        base: a routed case as data, for its model and schedule; its own rows are not run.
-        operations: each has ``op`` (see ``Target.session``). Rows of a ``prefill`` or ``turn`` are layouts with
-            seeds and padding, tokens of a ``decode`` come from a ``seed``.
+        base: a routed case as data, which gives the model and the schedule. Its own rows are not run.
+        operations: the operations as data, each with ``op`` (see ``Target.session``). The rows of a ``prefill`` or
+            ``turn`` are layouts with seeds and padding. The tokens of a ``decode`` come from a ``seed``.
     """
 
     kind: ClassVar[str] = "session"
@@ -42,7 +45,7 @@ class SessionCase(Case):
         return replace(case, rows=rows)
 
     def schedule(self) -> Schedule:
-        """Of every prefill and turn."""
+        """The schedule of every prefill and later turn."""
         return self.routed([]).routing()
 
     def model(self) -> Model:
@@ -69,7 +72,7 @@ class SessionCase(Case):
         return dict(operation)
 
     def until(self, index: int) -> Self:
-        """The same, ended before an operation."""
+        """The same session, ended before an operation."""
         return replace(self, operations=self.operations[:index])
 
 
@@ -85,9 +88,15 @@ def rows_of(inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """Draws sessions: every rule writes down an operation that could be asked for then, and some that must be refused.
+    """A Hypothesis state machine that draws sessions.
 
-    A subclass sets ``judge``, which is given the case when the session ends (see :func:`machine`).
+    Each of its rules writes down an operation that could be asked for at that point. Some of these operations must be
+    refused. A subclass sets ``judge`` (see :func:`machine`).
+
+    Attributes:
+        judge: a function that is given the case when the session ends.
+        image_layouts: layouts of later turns with images.
+        text_letter: the letter of a text row.
     """
 
     judge: ClassVar[Callable[[SessionCase], None]]
@@ -141,7 +150,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(rows=st.sampled_from([0, 1, 1, 1, 2, 3, 40]))
     def crop(self, rows: int) -> None:
-        """As far back as may be, or further."""
+        """Drop rows: as many as may be dropped, or more, which has to be refused."""
         self.operations.append({"op": "crop", "rows": rows})
 
     @precondition(lambda self: self.requests > 1)

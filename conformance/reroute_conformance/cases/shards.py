@@ -1,4 +1,4 @@
-"""Cases of profile ``shards``: batches through decoders whose heads are divided among processes."""
+"""Draws cases of profile ``shards``: batches through decoders whose heads are divided among processes (RR-EQV-008)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from .decoder import DecoderCase, decoder_config
 
 @dataclass(frozen=True)
 class ShardsCase(DecoderCase):
-    """A batch whose heads are sharded."""
+    """A batch through a decoder whose heads are divided among processes.
+
+    Attributes:
+        shards: the number of processes.
+    """
 
     kind: ClassVar[str] = "shards"
     shards: int = 2

@@ -1,4 +1,7 @@
-"""Hypothesis strategies in the specification's own vocabulary: scores, token layouts, schedules, small decoders."""
+"""Provides Hypothesis strategies for scores, token layouts, schedules, and batches through small decoders or a tiny LLaVA.
+
+The strategies use the vocabulary of the specification. The other modules of this room build on them.
+"""
 
 from __future__ import annotations
 

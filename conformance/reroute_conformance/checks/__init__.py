@@ -1,4 +1,9 @@
-"""The checks: what is drawn, how it is judged, which rules it exercises. One file per part of the specification."""
+"""Pairs the cases with their judges in named checks, and says which rules a whole run of each check must exercise.
+
+This room may import ``vectors``, ``judging`` and every room before them. It must not import ``mutants`` or any room
+after it, and it runs nothing: ``running`` does. To add a check, list a ``Check`` in the module of its part of the
+specification. A new module has to be listed in ``checks`` of this file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One check: what is drawn, how it is judged, which rules it exercises."""
+"""Defines a check: which cases are drawn, how they are judged, and which rules a run of it exercises."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from ..verdicts.verdict import Verdict
 
 @dataclass(frozen=True)
 class Check:
-    """One family of cases.
+    """A family of cases with the judge that compares a target with the specification on each of them.
 
     Attributes:
-        name: shown in the report.
+        name: the name that the report shows.
         kind: ``config``, ``preset``, ``select``, ``route``, ``trace`` or ``session``.
-        profile: the profile it belongs to.
-        rules: MUST rules that a whole run of it has to exercise.
-        cases: strategy, a machine that draws sessions, or the fixed cases themselves.
+        profile: the profile that the check belongs to.
+        rules: the MUST rules that a whole run of the check has to exercise.
+        cases: a Hypothesis strategy, a state machine that draws sessions, or the fixed cases themselves.
         examples: how many cases the default run draws.
         judge: compares a target with the specification on one case.
-        also: further profiles without which it is not run.
-        dtype: of profile ``low-precision``, the precision that it computes in; it is run where the target claims that one.
-        family: of profile ``hf``, the model family that it runs; it is run where the target claims that one.
+        also: further profiles without which the check is not run.
+        family: in profile ``hf``, the model family that the check runs. The check is run where the target claims that
+            family.
+        dtype: in profile ``low-precision``, the precision that the check computes in. The check is run where the target
+            claims that precision.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Check:
     def claimed(
         self, profiles: Iterable[str], families: Iterable[str], dtypes: Iterable[str] = DTYPES
     ) -> bool:
-        """Whether it is run of a target with these profiles, families and precisions."""
+        """Whether the check is run for a target with these profiles, families and precisions."""
         run = not self.family or self.family in families
         return (
             run and {self.profile, *self.also} <= set(profiles) and (not self.dtype or self.dtype in dtypes)
@@ -53,5 +55,5 @@ class Check:
 
 
 def ids(text: str) -> tuple[str, ...]:
-    """Rules, separated by blanks."""
+    """Split a text of rule ids at its blanks."""
     return tuple(text.split())

@@ -1,4 +1,4 @@
-"""The checks of the canonical decoder, and those of the tiny LLaVA."""
+"""Lists the checks of the canonical decoder (schedules, selection, single requests, batches, decode) and of the tiny LLaVA."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TRACE = (*_ROWS, *_SCORES, *_BLOCKS, *_NETWORK, "RR-NUM-002", "RR-ERR-003")
 
 
 def core_checks() -> tuple[Check, ...]:
-    """In the order of the report."""
+    """The checks of this part, in the order of the report."""
     d = strategies.decoder_cases
     nans, poisoned = strategies.nan_select_cases(), strategies.poisoned_cases()
     one, by_hand = strategies.one_decision_cases(), (counterexample("reroute"), counterexample("delete"))

@@ -1,4 +1,8 @@
-"""The checks of the model families beside LLaVA, and of what all rows keep that stand before the first image."""
+"""Lists the checks of model families: prompts of the Qwen families, and refusals and sessions of every family.
+
+Two further checks need no family: selection by scores as attention makes them, and rows before the first visual row,
+which routing leaves unchanged (RR-EQV-007).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _OWN = {
 
 
 def family_checks() -> tuple[Check, ...]:
-    """In the order of the report."""
+    """The checks of this part, in the order of the report."""
     real, order = attention_cases(), ids("RR-SEL-001 RR-SEL-003 RR-SEL-004")
     checks = [
         Check("select-attention", "select", "core", order, real, 60, judge_select),

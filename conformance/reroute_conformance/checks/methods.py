@@ -1,4 +1,4 @@
-"""The checks of presets, of the original methods' variants, of M-RoPE, of low precision and of Nüwa's first stage."""
+"""Lists the checks of presets, the original methods' variants, M-RoPE, low precision and Nüwa's first stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .check import Check, ids
 
 
 def methods_checks() -> tuple[Check, ...]:
-    """In the order of the report."""
+    """The checks of this part, in the order of the report."""
     named = ids("RR-CFG-010 RR-CFG-012 RR-CFG-013 RR-ERR-001")
     rows = ids("RR-SCORE-004 RR-SCORE-007 RR-BLOCK-007 RR-BLOCK-009 RR-KV-001")
     decoded, cache = ids("RR-BLOCK-009 RR-KV-002 RR-KV-004"), frozenset({"cache"})
@@ -51,7 +51,10 @@ def methods_checks() -> tuple[Check, ...]:
 
 
 def _low(dtype: str) -> tuple[Check, ...]:
-    """The checks of one low precision: selections and replayed decisions decide, decisions of its own are reported."""
+    """The checks of one low precision.
+
+    Selections and replayed decisions are judged. Decisions of the target's own that differ are only reported.
+    """
     moved, stagewise = (
         ids("RR-BLOCK-001 RR-BLOCK-003 RR-KV-001 RR-KV-002 RR-NUM-001"),
         frozenset({"stagewise"}),

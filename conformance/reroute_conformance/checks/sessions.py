@@ -1,4 +1,4 @@
-"""The checks of whole sessions, of shared prefixes and of sharded heads."""
+"""Lists the checks of whole sessions, of shared prefixes and of sharded heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .check import Check, ids
 
 
 def session_checks() -> tuple[Check, ...]:
-    """In the order of the report."""
+    """The checks of this part, in the order of the report."""
     turns = ids(
         "RR-KV-002 RR-KV-003 RR-KV-004 RR-KV-005 RR-KV-006 RR-KV-007 RR-KV-008 RR-KV-009 RR-KV-010 RR-ERR-001"
     )

@@ -1,4 +1,7 @@
-"""The checks of the vectors: those of one kind that need the same profiles are one check."""
+"""Makes the checks of the vectors, one check for all vectors of one kind that need the same profiles.
+
+The vectors of the public release have checks of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .check import Check
 
 
 def vector_checks() -> tuple[Check, ...]:
-    """In the order of the profiles that they need, so that what needs least comes first.
+    """The checks of the vectors, in the order of the profiles that they need, so that what needs least comes first.
 
     Raises:
         RerouteError: a file of v1 is not that of the manifest.

@@ -1,4 +1,10 @@
-"""What is judged besides a routed run: selections, NaN, sequences of requests, generation, and what two runs must have in common."""
+"""Judges runs that must have something in common: the same run twice, ``reroute`` beside ``delete``, all rows kept.
+
+It judges that the same inputs give the same bits (RR-NUM-004), that decisions which keep all rows give the unrouted
+model (RR-EQV-002), that an unrouted run is as precise as a plain one (RR-NUM-001), that one decision is the same under
+both actions (RR-EQV-003), the counterexample in which the actions decide differently (RR-EQV-006), and that rows before
+the first visual row are those of the unrouted model (RR-EQV-007).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ from .routed_batch import judge, read_case
 
 
 def judge_repeat(case: DecoderCase, target: Target) -> Verdict:
-    """The same inputs twice: the same bits."""
+    """Run the same inputs twice and require the same bits (RR-NUM-004)."""
     verdict, (first, second) = Verdict(), (_answers(case, target) for _ in range(2))
     for b, (one, two) in enumerate(zip(first, second, strict=True)):
         after = _outputs(two)
@@ -50,7 +56,7 @@ def _outputs(answer: Answer) -> dict[str, torch.Tensor]:
 
 
 def judge_kept(case: DecoderCase, target: Target) -> Verdict:
-    """Decisions that keep everything: the unrouted model, and as precise as it."""
+    """Require the logits and cached rows of the unrouted model where decisions keep everything (RR-EQV-002)."""
     verdict, unrouted = Verdict(), replace(case, schedule={"action": "reroute", "decisions": []})
     answer, rows = _answers(case, target)[0], read_case(case)[1][0].num_rows
     computed = (
@@ -71,7 +77,10 @@ def judge_kept(case: DecoderCase, target: Target) -> Verdict:
 
 
 def judge_precision(case: DecoderCase, target: Target) -> Verdict:
-    """Every value of an unrouted run is as near the oracle's as a plain run's: nothing but arithmetic is asked."""
+    """Require that every value of an unrouted run is as near the oracle's as a plain run's (RR-NUM-001).
+
+    Nothing but the arithmetic of the target is judged here.
+    """
     verdict, answer = Verdict(), _answers(case, target)[0]
     plain, oracle = (
         run_reference(case.reference_model(dtype), case.inputs(), case.routing())
@@ -91,7 +100,10 @@ def judge_precision(case: DecoderCase, target: Target) -> Verdict:
 
 
 def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:
-    """The same decision as `reroute` and as `delete`: the same rows, and the same logits of the rows that run."""
+    """Run one decision as `reroute` and as `delete`, and require the same rows and logits (RR-EQV-003).
+
+    The logits that have to agree are those of the rows that run.
+    """
     verdict = Verdict()
     deleting = replace(case, schedule={**case.schedule, "action": "delete"})
     rerouted, deleted = _answers(case, target)[0], _answers(deleting, target)[0]
@@ -125,7 +137,7 @@ def judge_one_decision(case: DecoderCase, target: Target) -> Verdict:
 
 
 def judge_counterexample(case: GivenCase, target: Target) -> Verdict:
-    """Decisions that part although no row re-enters."""
+    """Judge the counterexample, where the actions decide differently though no row re-enters (RR-EQV-006)."""
     verdict, action = judge(case, target), case.routing().action
     selected = tuple(list(record.selected) for record in _answers(case, target)[0].trace.decisions)
     detail = f"`{action}` selects {selected} in the counterexample"
@@ -135,7 +147,7 @@ def judge_counterexample(case: GivenCase, target: Target) -> Verdict:
 
 
 def judge_before_images(case: DecoderCase, target: Target) -> Verdict:
-    """Rows before the first visual row are those of the unrouted model, at every block."""
+    """Require that rows before the first visual row are those of the unrouted model, at every block (RR-EQV-007)."""
     verdict, answer = Verdict(), _answers(case, target)[0]
     request = read_case(case)[1][0]
     if not request.num_visual:

@@ -1,4 +1,7 @@
-"""Judges requests that follow each other on one model, and ``generate``: nothing of one reaches the next (RR-KV-006, RR-KV-002)."""
+"""Judges requests that follow each other on one model (RR-KV-006), and greedy decoding by ``generate`` (RR-KV-002).
+
+Nothing of one request may reach the next, and every generated token must have the largest of the target's own logits.
+"""
 
 from __future__ import annotations
 

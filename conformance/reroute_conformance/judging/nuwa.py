@@ -1,4 +1,4 @@
-"""Judging Nüwa's first stage: metric, pillars, positions, and what the pillars gathered (RR-POOL-007 to 010)."""
+"""Judges Nüwa's first stage: its metric, its pillars, the positions of rows, and what the pillars gather (RR-POOL-007 to 010)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AXES = {"inputs_embeds": 3, "visual_mask": 2, "attention_mask": 2, "position_id
 
 
 def judge_first_stage(case: NuwaCase, target: Target) -> Verdict:
-    """What is exact exactly; metric and embeddings against the reference with the target's own pillars."""
+    """Judge exactly what is exact, and metric and embeddings against the reference with the target's own pillars."""
     verdict, inputs = Verdict(), case.inputs()
     answer = _read(target.first_stage(case.model(), case.inputs(), case.tier), inputs)
     replayed = partial(first_stage, case.reference_model(), inputs, case.tier, pillars=answer["pillars"])

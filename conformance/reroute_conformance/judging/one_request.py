@@ -1,4 +1,4 @@
-"""Judging one request of a run, in the order in which its data come to be."""
+"""Judges one request of a run in the order in which its data come to be: decisions, caches, residual stream, logits, decode."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ _QUANTITY = frozenset({"scores", "keys", "residual", "states"})
 
 @dataclass(frozen=True)
 class RequestJudge(Compared):
-    """Compares one request with the reference under the target's own decisions.
+    """Compares one request with the reference, which replays the target's own decisions.
 
     Attributes:
-        verdict: filled.
+        verdict: the verdict that is filled; the other attributes are those of
+            :class:`~reroute_conformance.verdicts.compared.Compared`.
     """
 
     verdict: Verdict
@@ -333,7 +334,10 @@ class RequestJudge(Compared):
 
 
 def about(rule: str, x: Measured) -> dict[str, Any]:
-    """A quantity under the names that a rule's check has for it; scores are what keys at their positions gave."""
+    """Give a quantity under every name that a rule's check has for it.
+
+    Where the check is about keys and the quantity is scores, the scores pass as the keys, whose positions made them.
+    """
     given: dict[str, Any] = dict.fromkeys(_QUANTITY & names(rule), x)
     given |= {"outputs": [x]} if "outputs" in names(rule) else {}
     given |= {"decode_logits": NOTHING} if "decode_logits" in names(rule) else {}

@@ -1,4 +1,4 @@
-"""Judges a prefix that requests share (RR-EQV-009)."""
+"""Judges requests that are served from a shared prefix: each must be what it is without the prefix (RR-EQV-009)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Judging presets by the rules' own table and lists, and schedules by what is read back of them (RR-CFG-010 to 014)."""
+"""Judges presets by the table and the lists of the rules, and schedules by what is read back of them (RR-CFG-010 to 014).
+
+The table is read from the text of RR-CFG-010. The lists of RR-CFG-013 stand here.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,15 @@ _TIERS = ("192", "128", "64")
 
 @dataclass(frozen=True)
 class Stated:
-    """What a rule says of a preset.
+    """The schedule that a rule states for a preset.
 
     Attributes:
-        rule: the rule that says it.
-        layers: by the number of blocks that they are stated for; 32 among them.
-        keeps, action, rest: of the schedule at 32 blocks.
-        at_28: what else is different at 28 blocks.
+        rule: the rule that states it.
+        action: the action of the schedule.
+        layers: the layers of the decisions, by the number of blocks that they are stated for; 32 is always among these.
+        keeps: the keeps of the schedule at 32 blocks.
+        rest: the other fields of the schedule at 32 blocks.
+        at_28: the fields that are different at 28 blocks.
     """
 
     rule: str

@@ -1,4 +1,4 @@
-"""Judges a target in several processes: what each of them answers, and whether all decided alike (RR-EQV-008)."""
+"""Judges a target in several processes: by what each of them answers, and by whether all decided alike (RR-EQV-008)."""
 
 from __future__ import annotations
 

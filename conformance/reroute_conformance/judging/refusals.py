@@ -1,4 +1,8 @@
-"""Judging what must be refused: that it is, by its field, that nothing has changed, and that the next request is answered."""
+"""Judges requests that must be refused: by the field that is named, by what has changed, and by the request that follows.
+
+A refusal has to name its field and a remedy, and has to leave model and inputs as they were (RR-ERR-001). The next
+request has to be answered as if there had been no refusal.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +66,7 @@ def judge_refusal(
 
 
 def judge_refused(case: RefusalCase, target: Target) -> Verdict:
-    """Ask what is wrong, then what is right."""
+    """Ask the wrong request and then the right one, and judge both answers."""
     verdict, fault, right = Verdict(), FAULTS[case.fault], case.right()
     if fault.answered:
         verdict = judge(right, cast(Target, _Putting(target, fault)))
@@ -122,7 +126,7 @@ def _judge_next(verdict: Verdict, where: str, right: ModelCase, target: Target) 
 
 
 class _Putting:
-    """A target that is given something beside every batch."""
+    """A target that changes the inputs of every batch as a fault does, and passes it on to another target."""
 
     def __init__(self, target: Target, fault: Fault) -> None:
         self._target, self._fault = target, fault

@@ -1,7 +1,8 @@
-"""Judging one routed case: decisions against the oracle, then outputs under the target's own decisions.
+"""Judges a batch that ran routed: its decisions against the oracle, then its outputs under the target's own decisions.
 
-The order of comparisons follows the data, so that the first difference names the rule that broke, and a near-tie in one
-decision never hides or blames what follows it.
+The comparisons follow the order of the data, so that the first difference names the rule that broke. A near-tie in one
+decision never hides what follows it, and what follows is never blamed for it. Where a request is wrong in its batch and
+right alone, the batch or the padding is blamed (RR-EQV-004, RR-EQV-005).
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def judge(case: RoutedCase, target: Target) -> Verdict:
 def judge_batch(
     case: RoutedCase, target: Target, judge_requests: Callable[[Any, Target], Verdict]
 ) -> Verdict:
-    """Run a case and compare by ``judge_requests``. A violation of a padded or batched request is blamed on padding or
-    batch if the request alone is right.
+    """Run a case and compare by ``judge_requests``.
+
+    A violation of a batched or padded request is blamed on the batch or the padding if the request alone is right.
     """
     verdict = judge_requests(case, target)
     first = next(iter(verdict.violations), None)

@@ -1,4 +1,4 @@
-"""Judging what becomes of a schedule given as data: refused where a rule refuses it, planned right where none does (RR-CFG)."""
+"""Judges what a target does with a schedule given as data: it must refuse a wrong one (RR-CFG) and plan a right one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Judging a selection given the scores: integers, exactly (RR-SEL). Used for `select` cases and for every decision of a run."""
+"""Judges a selection, given the scores: the selected places must match exactly (RR-SEL), and NaN must be an error.
+
+It is used for ``select`` cases and for every decision of a run.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def judge_selection(
 
 
 def judge_select(case: SelectCase, target: Target) -> Verdict:
-    """Integers must match exactly."""
+    """Judge a selection by given scores; its integers must match exactly."""
     verdict, scores = Verdict(), case.scores().tolist()
     rows = read_selection(target.select(case.scores(), case.k), len(scores))
     where, detail = f"select, k = {case.k} of {len(scores)}", f"{len(rows)} rows selected, k is {case.k}"

@@ -1,4 +1,7 @@
-"""Judging a session operation by operation: what the target shows after each, beside the reference's own session."""
+"""Judges a session operation by operation, beside the reference's own session of the same operations.
+
+What the target shows after each operation is compared: traces, states, logits, and all that its caches hold.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def _blame_leak(case: SessionCase, index: int, target: Target, verdict: Verdict)
 
 @dataclass
 class _Held:
-    """What a target showed of one request: logical length, and keys and values per block."""
+    """The cache that a target showed of one request: its logical length, and keys and values per block."""
 
     length: int
     keys: list[Tensor]
@@ -73,11 +76,15 @@ class _Held:
 
 @dataclass
 class _SessionJudge:
-    """The reference's sessions, in float32 and float64, and what the target showed after the last operation.
+    """The judge of one session. It moves the reference's sessions, in float32 and in float64, on beside the target's.
 
     Attributes:
-        prompts: per request, real rows of its prefill.
-        fed: per request, rows since then that have not been cropped.
+        case: the session.
+        verdict: the verdict that is filled.
+        shown: what the target showed of every request after the last operation.
+        prompts: for each request, how many real rows its prefill had.
+        fed: for each request, how many rows came since then and have not been cropped.
+        where: names the operation that is being judged.
     """
 
     case: SessionCase

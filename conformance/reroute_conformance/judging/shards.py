@@ -1,4 +1,4 @@
-"""Judges heads that a target divides among processes of its own (RR-EQV-008)."""
+"""Judges runs whose heads a target divides among processes of its own: all processes must decide alike (RR-EQV-008)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""Wrong implementations that the suite must kill: the reference with one small thing changed, and the rule it breaks.
+"""Defines mutants: wrong implementations that the checks must find, each the reference with one small thing changed.
 
-``mutant`` says what one is, ``faults`` are functions of the reference with one small thing wrong, ``targets`` whole targets that
-are wrong; the other files list the mutants, one file per part of the specification.
+``mutant`` says what a mutant is. ``faulty_functions`` and ``faulty_methods`` hold wrong functions of the reference,
+``faulty_targets`` whole targets that are wrong, and ``core``, ``methods``, ``sessions`` and ``families`` list the
+mutants, a file for each part of the specification. This room may import ``checks`` and every room before it, and the
+reference. It must not import ``running``, which puts the mutants through their checks. To add a mutant, write its fault
+in a ``faulty_…`` module or beside the list, and list it with the rule that it breaks and the check that kills it.
 """
 
 from __future__ import annotations

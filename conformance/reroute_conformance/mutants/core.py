@@ -1,4 +1,7 @@
-"""Mutants of selection, budgets, rows, scores, blocks and caches on the canonical decoder and the tiny LLaVA."""
+"""Lists the mutants of schedules, selection, budgets, rows, scores, blocks and caches.
+
+The checks that find them run the canonical decoder and the tiny LLaVA.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Mutants of model families and refusals, and those of scores, blocks and padding that need more than one replaced function."""
+"""Lists the mutants of model families, refusals, grouped heads and padding, and further mutants of blocks and scores.
+
+The faults stand here beside the list, because some of them need more than one replaced function. The misreadings of
+``verdicts/misreadings.py`` are mutants as well.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ def _both_ways(decoder: Any, layer: int, hidden: Tensor, active: list[int], *res
 
 
 def _compact_both_ways(decoder: Any, layer: int, hidden: Tensor, active: list[int], *rest: Any) -> Tensor:
-    """The same where rows were deferred, and no mask was made for the others."""
+    """Every row attends to every other where rows were deferred, as if no mask were made for the active rows."""
     block = _both_ways if len(active) < hidden.shape[0] else _routed_block
     return block(decoder, layer, hidden, active, *rest)
 
@@ -121,10 +125,10 @@ def _one_head_of_each_group(
 
 
 class PadIsACandidate(ReferenceTarget):
-    """Padding is a visual row."""
+    """A target that takes padding for visual rows."""
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         real = inputs["attention_mask"]
         read = {"visual_mask": inputs["visual_mask"] | (real == 0), "attention_mask": torch.ones_like(real)}
         return super().run(model, {**inputs, **read}, schedule, **rest)
@@ -187,10 +191,10 @@ def _snapped(model: Any, given: dict[str, Any], schedule: Schedule) -> Schedule:
 
 
 class TrainingModeAccepted(ReferenceTarget):
-    """A model in training mode is run in eval mode, and put back."""
+    """A target that accepts a model in training mode: it runs it in eval mode and puts it back."""
 
     def run(self, model: Any, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         training = not isinstance(model, tuple) and model.training
         if not training:
             return super().run(model, inputs, schedule, **rest)
@@ -202,10 +206,10 @@ class TrainingModeAccepted(ReferenceTarget):
 
 
 class RefusalEndsTraining(ReferenceTarget):
-    """A refusal that leaves the model in another mode."""
+    """A target whose refusal of a model in training mode leaves it in eval mode."""
 
     def run(self, model: Any, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         try:
             return super().run(model, inputs, schedule, **rest)
         except RerouteError as refusal:
@@ -215,10 +219,10 @@ class RefusalEndsTraining(ReferenceTarget):
 
 
 class UndescribedRunsUnrouted(ReferenceTarget):
-    """A model that nobody has described is run as it is."""
+    """A target that accepts a model that nobody has described, and runs it unrouted."""
 
     def run(self, model: Any, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         try:
             return super().run(model, inputs, schedule, **rest)
         except RerouteError as refusal:

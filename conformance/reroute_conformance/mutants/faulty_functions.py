@@ -1,4 +1,7 @@
-"""Functions of the reference with one small thing wrong; whole targets that are wrong are in ``targets.py``."""
+"""Provides functions of the reference with one small thing wrong, which mutants put in place of the right ones.
+
+Whole targets that are wrong are in ``faulty_targets``.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def refusing_nan(select: Callable[..., list[int]]) -> Callable[..., list[int]]:
 
 
 def best_first(scores: Sequence[float], k: int) -> list[int]:
-    """Reported in the order of the scores."""
+    """A selection that is reported in the order of the scores, the best first."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
 
 
@@ -59,7 +62,7 @@ def best_first(scores: Sequence[float], k: int) -> list[int]:
 
 
 def wrong_budget(rows: Callable[[Any, int, int], int]) -> Callable[..., int]:
-    """A budget whose floor of ``keep * n`` is another number, of ``keep``, ``n`` and the pool's size."""
+    """A budget that takes ``rows(keep, n, pool size)`` in place of the floor of ``keep * n``."""
 
     def budget(keep: Any, n: int, *, min_keep: int = 1, pool: int | None = None) -> int:
         exact, candidates = parse_keep(keep), n if pool is None else pool
@@ -114,7 +117,7 @@ def score_with(**changed: Callable[..., Any]) -> Callable[..., list[float]]:
 
 
 def visual_and_last(given: dict[str, Any]) -> list[int]:
-    """U without text."""
+    """The rows U of the softmax without text: the visual rows and the last row."""
     request: Plan = given["request"]
     return [row for row in given["alive"] if row in request.visual_rows or row == request.num_rows - 1]
 

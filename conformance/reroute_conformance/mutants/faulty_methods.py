@@ -1,4 +1,7 @@
-"""Presets and methods with one small thing wrong."""
+"""Provides functions and targets that get presets, methods, M-RoPE, low precision or Nüwa's first stage wrong.
+
+Each of them has one small thing wrong, and mutants put it in place of the right one.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +76,10 @@ def label_silent(schedule: Schedule, name: str, *_: Any) -> Schedule:
 
 
 class MergesCollisions(_OtherPresets):
-    """Decisions that fall on one block become the later one of them."""
+    """A target in whose presets decisions that fall on one block become the later one of them."""
 
     def named(self, name: str, num_layers: int, blocks: Sequence[int] | None) -> Schedule:
-        """As named."""
+        """Answer with the fault of this class."""
         if blocks is not None or name not in presets():
             return preset(name, num_layers, blocks)
         whole = preset(name)
@@ -87,7 +90,7 @@ class MergesCollisions(_OtherPresets):
 
 
 def snaps_down(schedule: Schedule, name: str, depth: int, blocks: Sequence[int] | None) -> Schedule:
-    """A layer without plain attention becomes the block before that has."""
+    """A layer without plain attention becomes the nearest block before it that has plain attention."""
     if blocks is None:
         return schedule
     layers = [decision.layer for decision in preset(name, depth).decisions]
@@ -101,10 +104,10 @@ def not_snapped(schedule: Schedule, name: str, depth: int, blocks: Sequence[int]
 
 
 class ReadsAnyBlock(_OtherPresets):
-    """`previous` of a block without plain attention is taken."""
+    """A target that accepts a preset which scores by `previous` where the block before has no plain attention."""
 
     def named(self, name: str, num_layers: int, blocks: Sequence[int] | None) -> Schedule:
-        """As named."""
+        """Answer with the fault of this class."""
         if blocks is None or name not in presets() or preset(name).score.source == "own":
             return preset(name, num_layers, blocks)
         layers = [decision.layer for decision in preset(name, num_layers).decisions]
@@ -112,7 +115,7 @@ class ReadsAnyBlock(_OtherPresets):
 
 
 def scores_its_own_block(schedule: Schedule, *_: Any) -> Schedule:
-    """FastV as its paper's successors run it."""
+    """Every decision scores with its own block, as the successors of FastV's paper run it."""
     return replace(schedule, score=replace(schedule.score, source="own"))
 
 
@@ -131,10 +134,10 @@ def first_stage_assumed(schedule: Schedule, name: str, depth: int, blocks: Any) 
 
 
 class KeepsThroughFloats(ReferenceTarget):
-    """Ratios are kept as binary floats, and written as their shortest decimals."""
+    """A target that keeps ratios as binary floats and writes them as their shortest decimals."""
 
     def schedule(self, given: Any, *rest: Any) -> Mapping[str, Any]:
-        """As named."""
+        """Answer with the fault of this class."""
         data = dict(super().schedule(given, *rest))
         made = [(decision["layer"], decision["keep"]) for decision in data["decisions"]]
         data["decisions"] = [
@@ -176,12 +179,12 @@ def _at_old_positions(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def old_cos(given: Mapping[str, Any]) -> Tensor:
-    """Of the unrouted positions."""
+    """The cosines of the unrouted positions."""
     return _at_old_positions(given)[0]
 
 
 def old_sin(given: Mapping[str, Any]) -> Tensor:
-    """Of the unrouted positions."""
+    """The sines of the unrouted positions."""
     return _at_old_positions(given)[1]
 
 
@@ -278,10 +281,10 @@ def pillars_alone(states: Tensor, scores: Tensor, pillars: Tensor) -> Tensor:
 
 
 class ClosesUpPositions(ReferenceTarget):
-    """What is left is counted from 0."""
+    """A target whose first stage counts the positions of the rows that are left from 0."""
 
     def first_stage(self, model: nn.Module, inputs: Mapping[str, Any], tier: str) -> Mapping[str, Any]:
-        """As named."""
+        """Answer with the fault of this class."""
         left = dict(super().first_stage(model, inputs, tier))
         left["position_ids"] = torch.arange(left["position_ids"].shape[1]).expand_as(left["position_ids"])
         return left

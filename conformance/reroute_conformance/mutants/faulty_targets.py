@@ -1,4 +1,4 @@
-"""Targets that answer wrongly: schedules mended instead of refused, other schedules run, answers changed after the fact."""
+"""Provides targets that answer wrongly: they mend schedules, run other schedules, or change answers after the fact."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def positions_preserved(data: dict[str, Any]) -> None:
 
 
 class RefusesWithoutAField(ReferenceTarget):
-    """An error that says neither where nor what would be right."""
+    """A target whose refusals say neither where the fault is nor what would be right."""
 
     def plan(self, *given: Any) -> Sequence[int]:
-        """As named."""
+        """Answer with the fault of this class."""
         try:
             return super().plan(*given)
         except ValueError as error:
@@ -111,10 +111,10 @@ def empty_decisions(row: dict[str, Any], schedule: Schedule) -> None:
 
 
 class FirstRowDecides(ReferenceTarget):
-    """Row 0's decision for the whole batch, as far as its ordinals fit the other rows' budgets."""
+    """A target that uses row 0's decision for the whole batch, as far as its ordinals fit the other rows' budgets."""
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         own = super().run(model, inputs, schedule, **rest)
         first = own[0]["trace"]
         shared = [
@@ -133,13 +133,13 @@ def _same_shape(a: Any, b: Any) -> bool:
 
 
 class Leaking(ReferenceTarget):
-    """A text-only request sees something of the request with images before it: here, the mean of its logits."""
+    """A target that lets a text-only request see the mean logit of the request with images before it."""
 
     def __init__(self) -> None:
         self.left_behind: Tensor | None = None
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         observed = super().run(model, inputs, schedule, **rest)
         if any(row["trace"].visual_rows for row in observed):
             self.left_behind = observed[0]["logits"].mean()
@@ -213,7 +213,7 @@ def noisy(row: dict[str, Any], schedule: Schedule) -> None:
 
 
 def noisy_values(row: dict[str, Any], schedule: Schedule) -> None:
-    """The same, of cached values."""
+    """Cached values whose bits depend on what was drawn before: within every tolerance."""
     row["values"][-1] = row["values"][-1] * (1 + 1e-7 * torch.rand(()))
 
 
@@ -224,10 +224,10 @@ def would_select_what_ran(row: dict[str, Any], schedule: Schedule) -> None:
 
 
 class NamesAnotherField(ReferenceTarget):
-    """An error that always names the same field."""
+    """A target whose errors always name the same field."""
 
     def plan(self, *given: Any) -> Sequence[int]:
-        """As named."""
+        """Answer with the fault of this class."""
         try:
             return super().plan(*given)
         except RerouteError as error:
@@ -235,27 +235,27 @@ class NamesAnotherField(ReferenceTarget):
 
 
 class PaddingCounts(ReferenceTarget):
-    """Padding is a row like any other."""
+    """A target that treats padding as a row like any other."""
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         everything = {"attention_mask": torch.ones_like(inputs["attention_mask"])}
         return super().run(model, {**inputs, **everything}, schedule, **rest)
 
 
 class IgnoresReplay(ReferenceTarget):
-    """Decides for itself, whatever it is given."""
+    """A target that decides for itself, whatever decisions it is given."""
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         return super().run(model, inputs, schedule, **{**rest, "decisions": None})
 
 
 class RaisesOnOneVisualRow(ReferenceTarget):
-    """A kernel that cannot run one candidate."""
+    """A target that raises an error on a request with one visual row, like a kernel that cannot run one candidate."""
 
     def run(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, **rest: Any) -> _Answers:
-        """As named."""
+        """Answer with the fault of this class."""
         observed = super().run(model, inputs, schedule, **rest)
         if any(len(row["trace"].visual_rows) == 1 for row in observed):
             raise ValueError("a tile needs two candidates")

@@ -1,4 +1,4 @@
-"""Mutants of presets, of the original methods' variants, of M-RoPE, of low precision and of Nüwa's first stage."""
+"""Lists the mutants of presets, the original methods' variants, M-RoPE, low precision and Nüwa's first stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a mutant is, and how its fault is kept out of the judge."""
+"""Defines a mutant and makes its target, whose fault is active only while the target is called.
+
+The judge uses the same reference, and it stays right because the fault is gone when the judge runs.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from . import faulty_targets as t
 
 @dataclass(frozen=True)
 class Mutant:
-    """A named fault.
+    """A named fault of the reference, with the rule that it breaks and the check that has to find it.
 
     Attributes:
-        name: from the list of faults seen in practice.
-        rule: the rule it breaks; a failure of another rule does not count as a kill.
-        check: the check that kills it.
-        patches: dotted name of what is replaced, and by what.
-        target: a target class with the fault, where it is not a patch.
+        name: the name of the fault, from the list of faults seen in practice.
+        rule: the rule that the fault breaks. A failure of another rule does not count as a kill.
+        check: the name of the check that kills the mutant.
+        patches: the dotted name of everything that is replaced, and what replaces it.
+        target: a target class that has the fault, where the fault is not a patch.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Mutants of later turns, crop, moved requests, shared prefixes and sharded heads."""
+"""Lists the mutants of later turns, crop, moved requests, shared prefixes and sharded heads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _one_row_comes_back(operation: Mapping[str, Any], shown: _Step) -> None:
 
 
 class _KeepsTheCache(ReferenceSession):
-    """A new request goes on over the last one's cache, where there are as many."""
+    """A session that lets a new request go on over the last one's cache, where there are as many requests as before."""
 
     def step(self, operation: Mapping[str, Any], decisions: Any = None) -> _Step:
         goes_on = operation["op"] == "prefill" and len(self.caches) == len(
@@ -70,7 +70,7 @@ class _KeepsTheCache(ReferenceSession):
 
 
 class _LengthsStay(ReferenceSession):
-    """Keys and values move with a request; its counters do not."""
+    """A session in which keys and values move with a request, but its counters do not."""
 
     def _moved(self, kind: str, operation: Mapping[str, Any]) -> list[RowCache]:
         moved = super()._moved(kind, operation)
@@ -81,7 +81,7 @@ class _LengthsStay(ReferenceSession):
 
 
 class _DecidesInDecode(ReferenceSession):
-    """Every decoded token drops out of the last block as if it were a visual row that was not selected."""
+    """A session that drops every decoded token from the last block, as if it were a visual row that was not selected."""
 
     def step(self, operation: Mapping[str, Any], decisions: Any = None) -> _Step:
         shown = super().step(operation, decisions)
@@ -131,10 +131,10 @@ def _trusted(decoder: Any, prompt: Any, schedule: Schedule, given: Any) -> int:
 
 
 class OwnHeads(ReferenceTarget):
-    """Every process averages its own heads."""
+    """A target whose processes each average only their own heads."""
 
     def run_shards(self, model: Model, inputs: Mapping[str, Any], schedule: Schedule, shards: int) -> Any:
-        """As named."""
+        """Answer with the fault of this class."""
 
         def own(rank: int) -> Any:
             def reduced(shares: Any, rule: Any) -> Tensor:

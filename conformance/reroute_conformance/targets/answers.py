@@ -1,4 +1,7 @@
-"""Reading a target's answer: every form that it may have, and an error for every other. Content is judged elsewhere."""
+"""Reads a target's answer in every form that the protocol allows, and raises an error for every other form.
+
+It checks the form of an answer only. The content is judged elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,16 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MalformedError(Exception):
-    """A target's answer that is not of the protocol's form (RR-ERR-003)."""
+    """A target's answer does not have the form of the protocol (RR-ERR-003)."""
 
 
 class UnansweredError(MalformedError):
-    """No answer at all: the target died, hung or said what is no message. Never taken for a refusal.
+    """A target gave no answer at all: it died, hung, or said something that is no message.
+
+    This is never taken for a refusal.
 
     Attributes:
-        hung: whether time was up, so that trying again costs as much again.
+        hung: whether time was up. Trying again then costs as much time again.
     """
 
     def __init__(self, problem: str, *, hung: bool = False) -> None:
@@ -34,11 +39,13 @@ class UnansweredError(MalformedError):
 
 
 class SkippedError(Exception):
-    """A target that does not take a case, and says why: neither right nor wrong, and never a pass."""
+    """A target does not take a case and says why. The case is then neither right nor wrong, and never a pass."""
 
 
 def refused(call: Callable[[], Any]) -> tuple[Any, bool]:
-    """What a target answered, and whether it raised instead. A malformed answer is none, and no refusal either.
+    """Return what a target answered, and whether it raised an error instead.
+
+    A malformed answer is no answer, and it is no refusal either.
 
     Raises:
         UnansweredError, SkippedError: a crash is no refusal, nor is a case that was not taken.
@@ -55,7 +62,11 @@ def refused(call: Callable[[], Any]) -> tuple[Any, bool]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's part of what ``Target.run`` returned, its form checked against the request's plan."""
+    """One request's part of what ``Target.run`` returned, after its form has been checked against the request's plan.
+
+    The fields are those that :meth:`~reroute_conformance.protocol.Target.run` lists. ``decode_logits`` is None where no
+    continuation was given.
+    """
 
     trace: RoutingTrace
     residuals: dict[int, Tensor]

@@ -1,4 +1,7 @@
-"""A command in any language as a target: JSON lines on its standard input and output (spec/FORMATS.md, Protocol)."""
+"""Asks a command in any language as a target, by JSON lines on its standard input and output (spec/FORMATS.md, Protocol).
+
+Tensors travel in safetensors files beside the lines.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ _PYTHON_ONLY = {
 
 
 class RefusalError(Exception):
-    """The target's ``error`` reply (RR-ERR-001).
+    """A command refused what it was asked, with an ``error`` reply or as a step of a session (RR-ERR-001).
 
     Attributes:
-        field, remedy: as it gave them, empty where it did not.
+        field, remedy: as the command gave them, empty where it did not.
     """
 
     def __init__(self, field: str, message: str, remedy: str) -> None:
@@ -54,20 +57,20 @@ class RefusalError(Exception):
 
 
 class CommandTarget:
-    """A process behind the target protocol, started anew after whatever it did wrong.
+    """A process that answers as a target. After it gave no answer, a fresh one is started for the next case.
 
     Args:
-        command: program and arguments as a shell would split them; no shell runs.
-        timeout: seconds for one answer.
+        command: program and arguments, written as for a shell. No shell runs.
+        timeout: seconds that one answer may take.
 
     Attributes:
-        name: as the command calls itself.
-        profiles, dtypes: what it claims; of a dtype that it does not name it is asked nothing.
-        device: where it says that it computes.
-        unavailable: what it says that it cannot be asked for here, and why.
+        name: the name that the command gives itself.
+        profiles, dtypes: what the command claims. It is asked nothing in a dtype that it does not name.
+        device: where the command says that it computes.
+        unavailable: what the command says that it cannot be asked for here, and why.
 
     Raises:
-        RerouteError: a command that cannot be started, does not introduce itself, or claims what none can.
+        RerouteError: the command cannot be started, does not introduce itself, or claims what no command can.
     """
 
     def __init__(self, command: str, timeout: float = 60.0) -> None:

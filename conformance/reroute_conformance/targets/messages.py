@@ -1,4 +1,7 @@
-"""What goes over the wire to a command and comes back: messages, requests, tensors; every other form is an error."""
+"""Writes and reads what passes between the suite and a command: JSON messages, requests, traces and tensors.
+
+Every form that the protocol does not have is an error.
+"""
 
 from __future__ import annotations
 
@@ -151,14 +154,16 @@ def read_traces(data: Sequence[Any], count: int) -> list[RoutingTrace]:
 
 @dataclass(frozen=True)
 class Reply:
-    """The tensors of an answer. Axes that the decoder fixes are checked here; how many rows there are is a rule's matter.
+    """The tensors of a command's answer.
+
+    The axes that the decoder fixes are checked here. How many rows a tensor has is for the rules to judge.
 
     Attributes:
-        config: the decoder's.
-        names: key in the file by quantity.
-        found: the file.
-        prefix: what the names of quantities begin with.
-        dtype: of the case.
+        config: the decoder's configuration.
+        names: the key in the file for the name of every quantity.
+        found: the tensors of the file by key.
+        prefix: the beginning of the names of quantities.
+        dtype: the dtype of the case, which every tensor must have.
     """
 
     config: CanonicalConfig

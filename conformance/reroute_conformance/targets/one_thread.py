@@ -1,4 +1,4 @@
-"""Prepares a process that runs tiny models: one thread, and no messages of transformers but errors."""
+"""Prepares a process to run tiny models: torch gets one thread, and transformers reports nothing but errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from transformers.utils import logging
 
 
 def use_one_thread() -> None:
-    """The suite's tensors are tiny, and their bits must not depend on how many cores are free."""
+    """Use one thread: the suite's tensors are tiny, and their bits must not depend on how many cores are free."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()

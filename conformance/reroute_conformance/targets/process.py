@@ -1,4 +1,7 @@
-"""A process that is asked by lines on its standard input and answers by lines on its standard output, whatever it does."""
+"""Runs a process that is asked by lines on its standard input and answers by lines on its standard output.
+
+Whatever the process does, the suite goes on: a process that dies, hangs or says too much gives an error.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,15 @@ _GRACE = 1.0  # seconds to end by itself
 
 
 class LineProcess:
-    """A running command. No pipe is ever waited for alone, so that neither side can block the other for good.
+    """A running command that is asked one line and answers one line.
+
+    No pipe is ever waited for alone, so that neither side can block the other for good.
 
     Args:
         command: program and arguments.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the command cannot be started.
     """
 
     def __init__(self, command: Sequence[str]) -> None:

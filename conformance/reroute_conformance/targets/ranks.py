@@ -1,4 +1,4 @@
-"""A target in several processes of one gloo group: asked as one, and each process answers for itself."""
+"""Runs a target in several processes of one gloo group, asks all of them the same, and gets an answer from each."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _GRACE = 5.0
 
 
 class RankError(Exception):
-    """What a process raised.
+    """One process of a target raised an error.
 
     Attributes:
-        field, remedy: as its error had them, empty where it did not.
+        field, remedy: as the error of the process had them, empty where it did not.
     """
 
     def __init__(self, said: str, field: str = "", remedy: str = "") -> None:
@@ -49,19 +49,19 @@ class RankError(Exception):
 
 
 class RankedTarget:
-    """``count`` processes, each with the target to itself and a place in the same gloo group.
+    """A target in ``count`` processes, each of which loads it for itself and has a place in the same gloo group.
 
     Args:
-        load: makes the target; called in every process, so it has to survive pickling.
-        count: processes.
-        timeout: seconds for one answer, and for a collective.
+        load: makes the target. It is called in every process, so it has to survive pickling.
+        count: number of processes.
+        timeout: seconds that one answer may take, and that a collective may take.
 
     Attributes:
-        name, profiles, dtypes, device, unavailable: the target's own, of the profiles those that can be asked of several
-            processes.
+        name, profiles, dtypes, device, unavailable: the target's own. ``profiles`` leaves out those that several
+            processes cannot be asked for.
 
     Raises:
-        RerouteError: no such target, or one that cannot be loaded in the processes.
+        RerouteError: there is no such target, or it cannot be loaded in the processes.
     """
 
     def __init__(self, load: Callable[[], Target], count: int, timeout: float = 60.0) -> None:
@@ -162,13 +162,13 @@ class RankedTarget:
 
 
 class _View:
-    """A target as one of its processes answers for it.
+    """A target in several processes, seen as one of its processes answers for it.
 
     Args:
-        target: all of them.
-        rank: that one.
-        asked: the case's requests so far, and what every process answered to each. The first process's view asks and
-            notes; another one's finds the answers there as long as it is asked the same.
+        target: the target in all its processes.
+        rank: the process whose answers are returned.
+        asked: the case's requests so far, and what every process answered to each. The view of the first process asks
+            and notes the answers. The view of another process finds them there as long as it is asked the same.
     """
 
     def __init__(self, target: RankedTarget, rank: int, asked: list[tuple[bytes, list[Any]]]) -> None:

@@ -1,4 +1,7 @@
-"""The reference, one operation after another: as the reference's own session, and as what sessions are judged by."""
+"""Runs the reference one operation after another on one model and one cache: prefill, later turn, decode, crop and moves.
+
+The reference as a target answers sessions by it, and the sessions of every target are judged by it.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ def _cached(cache: RowCache) -> dict[str, list[Tensor]]:
 
 
 class ReferenceSession:
-    """One model and the caches of a batch, moved on by operations (see ``Target.session``).
+    """One model and the caches of a batch, which operations move on (see ``Target.session``).
 
     Attributes:
-        model: what runs.
-        schedule: of every prefill and of every turn with visual rows.
-        caches: one per request.
-        output: of the last prefill or turn.
+        model: the model that runs.
+        schedule: the schedule of every prefill and of every later turn with visual rows.
+        caches: one cache for each request.
+        output: the output of the last prefill or turn; None before the first.
     """
 
     def __init__(self, model: nn.Module | CanonicalDecoder, schedule: Schedule) -> None:

@@ -1,4 +1,4 @@
-"""The reference as a target of its own suite."""
+"""Puts the reference behind the target protocol, so that the suite can be run on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reference_work import prepared
 
 
 class ReferenceTarget:
-    """The reference behind the target protocol; mutants are small overrides of it."""
+    """The reference as a target. Mutants are small overrides of this class."""
 
     name = "reference"
     profiles = frozenset(PROFILES)

@@ -1,4 +1,4 @@
-"""What of the reference ``vlm-reroute bench`` times, and what it does before."""
+"""Prepares the works of the reference that ``vlm-reroute bench`` times, and does beforehand what is not timed."""
 
 from __future__ import annotations
 

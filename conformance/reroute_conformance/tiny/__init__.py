@@ -1,4 +1,9 @@
-"""Real transformers models small enough to build in code, and their processors."""
+"""Builds real transformers models that are small enough to make in code, with their processors and prompts.
+
+This room may import ``protocol`` and, outside the suite, the specification and the reference. It must not import any
+room that stands after it: it knows neither cases nor targets. To add a model, write the function that builds it in a
+module here and export it from this file. If cases are to run it, build it in ``zoo.py`` too.
+"""
 
 from .llava import (
     IMAGE_TOKEN,

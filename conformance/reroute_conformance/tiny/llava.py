@@ -1,4 +1,8 @@
-"""Real transformers models small enough to build in code: random weights, milliseconds per forward, real processors."""
+"""Builds a tiny LLaVA and a narrow one in code, with the real LLaVA processor and a drawn picture with a question.
+
+The models are real transformers models with random weights. The tiny one takes milliseconds for a forward run. The
+narrow one has a vision tower with the blocks and patches that Nüwa's first stage is defined for.
+"""
 
 from __future__ import annotations
 

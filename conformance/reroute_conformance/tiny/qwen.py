@@ -1,4 +1,7 @@
-"""Real transformers models of the three Qwen families, small enough to build in code, and prompts for them."""
+"""Builds tiny transformers models of the three Qwen families in code, and the inputs that a processor returns for them.
+
+The models are real transformers models with random weights.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a Qwen processor does with words and images, for the tiny models: the real image processor, a word-level tokenizer.
+"""Provides a processor for the tiny Qwen models, made of the real image processor and a word-level tokenizer.
 
-transformers' own processors of these families also want a video processor, which needs torchvision.
+transformers' own processors of these families also need a video processor, which needs torchvision. This one does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _PIXELS = 28 * 28  # of one decoder row: 2 x 2 patches
 
 
 class TinyQwenProcessor:
-    """Attributes and call as far as ``vlm-reroute trace`` uses a processor's."""
+    """A processor of words and images for the tiny Qwen models.
+
+    It has only the attributes that ``vlm-reroute trace`` reads of a processor, and is called as ``trace`` calls one.
+    """
 
     chat_template = None
     image_token = IMAGE_TOKEN

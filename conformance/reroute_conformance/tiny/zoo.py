@@ -1,4 +1,7 @@
-"""The tiny transformers models that cases run through: those that targets are given, and those that the judge keeps."""
+"""Keeps the tiny transformers models that cases run: those that targets are given, and those that only the judge holds.
+
+The two kinds share no objects, so that nothing that a target does to its model changes what it is judged by.
+"""
 
 from __future__ import annotations
 

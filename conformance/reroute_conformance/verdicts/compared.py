@@ -1,4 +1,4 @@
-"""What is compared: a target's answer to one request, the reference's runs of it, and the runs under known misreadings."""
+"""Puts a target's answer to one request beside the reference's runs of that request, and its runs under known misreadings."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .misreadings import Misreading, misreadings_of, with_features
 
 @dataclass(frozen=True)
 class Compared:
-    """One request of a run beside the reference's run of it, under the target's own decisions.
+    """One request of a run beside the reference's runs of it, which replay the target's own decisions.
 
     Attributes:
-        b: batch row.
-        case: what was run.
-        answer: the target's, its form checked.
-        request: its plan.
-        models, outputs: of the reference in the same dtype and in float64, decisions replayed. What is compared is
-            what :meth:`computed` makes of them.
-        earlier: rows that every block held before this turn; none before a prefill.
+        b: the request's row in the batch.
+        case: the case that was run.
+        answer: the target's answer, whose form has been checked.
+        request: the plan of the request.
+        models, outputs: the reference's model and output, first in the same dtype and then in float64, with the
+            decisions replayed. Comparisons take the values from :meth:`computed`.
+        earlier: how many rows every block held before this turn; empty before a prefill.
     """
 
     b: int

@@ -1,5 +1,7 @@
-"""Which rule wrong values broke. Many rules bear on one score; where the target's values are just those of a known
-misreading of the text, the rule that was misread is named. Only wrong values get here: what is right is never blamed.
+"""Names the rule that wrong values broke, by comparing them with the values that known misreadings of the rules give.
+
+Many rules bear on one score. Where the target's values are just those of a known misreading of the text, the rule that
+was misread is named. Only wrong values are diagnosed, so that what is right is never blamed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How near decisions come to their threshold: margins, counted in fixed bins."""
+"""Counts the margins of decisions in fixed bins, so that a report can show how near scores come to their threshold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ EDGES = (*(float(f"{digits}e{power}") for power in range(-6, 0) for digits in ("
 
 @dataclass
 class Margins:
-    """Counts of margins, the relative gap ``(s_k - s_{k+1}) / s_k`` of a decision.
+    """Counts of margins. A margin is the relative gap ``(s_k - s_{k+1}) / s_k`` at the threshold of a decision.
 
     Attributes:
-        none: decisions that left nothing out, or whose gap is undefined.
-        tie: equal scores on both sides of the threshold.
-        bins: bin i has what is at least ``EDGES[i - 1]`` and below ``EDGES[i]``; the last has 1 as well.
+        none: how many decisions left nothing out, or have a gap that is undefined.
+        tie: how many decisions have equal scores on both sides of the threshold.
+        bins: bin i counts margins of at least ``EDGES[i - 1]`` and below ``EDGES[i]``. The last bin counts margins of 1
+            as well.
     """
 
     none: int = 0

@@ -1,6 +1,6 @@
-"""What is easily misread in the rules about model families: functions of the reference with that one thing read wrongly.
+"""Defines misreadings of the rules about model families, as patches that make the reference read one thing wrongly.
 
-The judge tells by them which rule a wrong value broke (``diagnosis``), and they are the mutants of those rules.
+The judge tells by them which rule a wrong value broke (``diagnosis``). They are also the mutants of those rules.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CLOSED = 1e4  # of a gate's logit: the gate is 1
 
 @dataclass(frozen=True)
 class Misreading:
-    """One of them.
+    """One way in which a rule about model families is easily misread.
 
     Attributes:
-        name: of the mutant.
+        name: the name of the mutant.
         rule: the rule that is misread.
-        words: what the values then are, after "these are the values".
-        applies: whether a model has what it is about.
-        patches: makes what replaces functions of the reference, by dotted name.
+        words: says what the values then are; it goes on after the words "these are the values".
+        applies: whether a model has what the misreading is about.
+        patches: makes the wrong functions, by the dotted names of the functions of the reference that they replace.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""How computed values are compared (RR-NUM-001) and when a decision is ambiguous (RR-NUM-002). Nothing can loosen it."""
+"""Compares computed values within a tolerance (RR-NUM-001), and computes the threshold of ambiguous decisions (RR-NUM-002).
+
+No option can loosen either of them.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,14 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Measured:
-    """A computed quantity: the target's, the reference's in the same dtype, and the reference's in float64.
+    """A computed quantity, as the target, the plain run and the oracle have it.
 
-    ``precision`` is the dtype that was computed in, where it is not that of ``plain``: scores are float32 in every one.
+    Attributes:
+        actual: the target's values.
+        plain: the values of the reference in the same dtype.
+        oracle: the values of the reference in float64.
+        precision: the dtype that was computed in, where it is not that of ``plain``: scores are float32 in every
+            precision.
     """
 
     actual: Tensor
@@ -49,7 +57,7 @@ class Measured:
 
 
 def close(x: Measured) -> bool:
-    """Whether a quantity has its shape and is within tolerance: the check of RR-NUM-001."""
+    """Whether a quantity has its shape and is within tolerance, by the check of RR-NUM-001."""
     if x.actual.shape != x.oracle.shape:
         return False
     return x.oracle.numel() == 0 or holds("RR-NUM-001", **given(x))

@@ -1,4 +1,7 @@
-"""What a case showed. A rule is judged by its own check, as the text has it."""
+"""Collects what one case showed: the rules that were judged, and the violations that were found.
+
+A rule is judged by its own check, as it stands in the text of the specification.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from reroute_spec.predicates import holds
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that a target broke.
+    """A rule that a target broke, with the place and the finding.
 
     Attributes:
-        rule: its id.
-        where: request, block, decision.
-        detail: expected, found, the first differing ordinal or element.
-        request: batch row, where it is one request's.
+        rule: the id of the rule.
+        where: the request, block or decision at which it was broken.
+        detail: what was expected and what was found, with the first differing ordinal or element.
+        request: the batch row, where the violation is about one request; otherwise None.
     """
 
     rule: str
@@ -29,12 +32,18 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What one case showed: broken rules in the order in which they were found, and which rules were judged at all.
+    """The result of one case: the rules that broke, and the rules that were judged at all.
 
-    ``differing`` are decisions of low precision that differ from the oracle's in rows that are not ambiguous: reported,
-    never a violation (RR-NUM-002). ``skipped`` is why the target did not take the case.
-    ``margins`` are those of the decisions that were compared with the oracle's, as the target's records have them; None where
-    there is none. ``skipped`` is why the target did not take the case.
+    Attributes:
+        violations: the broken rules, in the order in which they were found.
+        exercised: how often each rule was judged.
+        decisions: how many decisions were compared with the oracle's.
+        ambiguous: how many of these were ambiguous (RR-NUM-002).
+        differing: how many decisions in low precision differ from the oracle's in rows that are not ambiguous. They are
+            reported and are never a violation (RR-NUM-002).
+        margins: the margins of the decisions that were compared with the oracle's, as the target's records have them;
+            None for a decision without a margin.
+        skipped: why the target did not take the case; empty where it took it.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -74,7 +83,7 @@ class Verdict:
         self.violations.append(Violation(rule, where, detail, request))
 
     def add(self, other: Verdict) -> None:
-        """Take over what another run of the same case's requests showed."""
+        """Add the verdict of another run of the same case's requests to this one."""
         self.violations += other.violations
         self.exercised.update(other.exercised)
         self.decisions += other.decisions
