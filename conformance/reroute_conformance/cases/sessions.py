@@ -96,12 +96,10 @@ class SessionMachine(RuleBasedStateMachine):
     Attributes:
         judge: a function that is given the case when the session ends.
         image_layouts: layouts of later turns with images.
-        text_letter: the letter of a text row.
     """
 
     judge: ClassVar[Callable[[SessionCase], None]]
     image_layouts: ClassVar[st.SearchStrategy[str]] = strategies.layouts(max_size=8)
-    text_letter: ClassVar[str] = "t"
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +130,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3), seed=st.integers(0, 99))
     def turn_of_text(self, count: int, seed: int) -> None:
         """Several rows of text at once, as many for every request."""
-        self._turn([self.text_letter * count] * self.requests, seed)
+        self._turn(["t" * count] * self.requests, seed)
 
     @rule(data=st.data(), seed=st.integers(0, 99))
     def turn_with_images(self, data: st.DataObject, seed: int) -> None:

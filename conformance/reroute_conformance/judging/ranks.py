@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,9 @@ def judge_ranks(judge: Callable[[Target], Verdict], target: RankedTarget) -> Ver
     """Judge a case by what every process answers, and whether they decided alike (RR-EQV-008)."""
     asked: list[tuple[bytes, list[Any]]] = []
     first, *others = map(judge, target.views(asked))
-    verdict = _agreement([answers for _, answers in asked])
+    verdict = Verdict()
+    for _, answers in asked:
+        judge_agreement(verdict, answers)
     verdict.add(first)
     for rank, seen in enumerate(others, 1):
         verdict.violations += [
@@ -24,28 +26,28 @@ def judge_ranks(judge: Callable[[Target], Verdict], target: RankedTarget) -> Ver
     return verdict
 
 
-def _agreement(answers: list[list[Any]]) -> Verdict:
-    """Of each request, by rank, what every process decided."""
-    verdict = Verdict()
-    for by_rank in answers:
-        records = [_records(answer) for answer in by_rank]
-        selected, scores = (
-            [[getattr(r, name) for r in each] for each in records] for name in ("selected", "scores")
-        )
-        # a NaN is like itself here: whether there may be one, the rules about scores say
-        alike = [[_comparable(each) for each in own] for own in scores]
-        other = next(
-            (r for r in range(len(records)) if (alike[r], selected[r]) != (alike[0], selected[0])), 0
-        )
-        verdict.require(
-            "RR-EQV-008",
-            f"process {other}",
-            f"it scores {scores[other]} and selects {selected[other]}; process 0 {scores[0]} and {selected[0]}",
-            counts=any(selected[0]),
-            selected_by_rank=selected,
-            scores_by_rank=alike,
-        )
-    return verdict
+def judge_agreement(verdict: Verdict, by_rank: Sequence[Any]) -> bool:
+    """Whether all processes decided alike (RR-EQV-008).
+
+    Args:
+        verdict: filled.
+        by_rank: what every process answered to one request.
+    """
+    records = [_records(answer) for answer in by_rank]
+    selected, scores = (
+        [[getattr(r, name) for r in each] for each in records] for name in ("selected", "scores")
+    )
+    # a NaN is like itself here: whether there may be one, the rules about scores say
+    alike = [[_comparable(each) for each in own] for own in scores]
+    other = next((r for r in range(len(records)) if (alike[r], selected[r]) != (alike[0], selected[0])), 0)
+    return verdict.require(
+        "RR-EQV-008",
+        f"process {other}",
+        f"it scores {scores[other]} and selects {selected[other]}; process 0 {scores[0]} and {selected[0]}",
+        counts=any(selected[0]),
+        selected_by_rank=selected,
+        scores_by_rank=alike,
+    )
 
 
 def _comparable(scores: Any) -> Any:

@@ -15,6 +15,7 @@ from reroute_reference import CanonicalDecoder, routing
 from reroute_reference.cache import RowCache
 from reroute_reference.score import attention_scores
 from reroute_spec import Plan, Schedule, ScoreRule, plan
+from reroute_spec import select as _right_select
 from reroute_spec.budget import parse_keep
 from reroute_spec.trace import record
 from torch import Tensor
@@ -44,10 +45,9 @@ def selecting(select: Callable[..., list[int]]) -> dict[str, Any]:
 
 def refusing_nan(select: Callable[..., list[int]]) -> Callable[..., list[int]]:
     """A wrong selection that refuses NaN all the same."""
-    from reroute_spec.select import select as right
 
     def wrapped(scores: Sequence[float], k: int) -> list[int]:
-        right(scores, k)
+        _right_select(scores, k)
         return select(scores, k)
 
     return wrapped

@@ -30,8 +30,10 @@ class TinyQwenProcessor:
     image_token = IMAGE_TOKEN
 
     def __init__(self, rows: tuple[int, int] = (12, 48)) -> None:
-        """Args:
-        rows: fewest and most decoder rows of an image.
+        """Build the tokenizer and the image processor.
+
+        Args:
+            rows: the fewest and the most decoder rows that an image may become.
         """
         special = {"<pad>": 0, "<unk>": 1, IMAGE_TOKEN: IMAGE, "<start>": VISION_START, "<end>": VISION_END}
         words = {word: index for index, word in enumerate(WORDS, start=_FIRST_WORD)}

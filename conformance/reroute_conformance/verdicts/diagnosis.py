@@ -54,7 +54,7 @@ def _last_alone(given: _Given) -> dict[str, Any]:
     return {"schedule": replace(given["schedule"], score=replace(given["schedule"].score, query="last", n=1))}
 
 
-MISREADINGS: tuple[_Misreading, ...] = (
+SCORE_MISREADINGS: tuple[_Misreading, ...] = (
     ("RR-SCORE-002", "of a softmax over the candidates and the asking row alone", _candidates_only),
     ("RR-SCORE-002", "of a softmax over text and candidates", _text_and_candidates),
     ("RR-SCORE-002", "of a softmax without the deferred rows", _without_deferred),
@@ -138,7 +138,7 @@ def _readings(compared: Compared, stage: Stage) -> Iterator[tuple[str, str, Tens
     given = _given(compared, stage, 1)
     decoder, prompt = given["decoder"], given["prompt"]
     records = compared.outputs[1].traces[compared.b].decisions
-    misreadings = MISREADINGS
+    misreadings = SCORE_MISREADINGS
     if compared.renumbering:
         at_prompt = dict(zip(("cos", "sin"), decoder.rotary(prompt.positions), strict=True))
         misreadings = (("RR-BLOCK-009", "at the unrouted positions", lambda _: at_prompt), *misreadings)
@@ -165,7 +165,7 @@ def _readings(compared: Compared, stage: Stage) -> Iterator[tuple[str, str, Tens
 
 
 def _other_coordinates(decoder: CanonicalDecoder, positions: Tensor) -> Iterator[_Misreading]:
-    """Rotary angles of other coordinates than the configuration says, in the form of :data:`MISREADINGS`."""
+    """Rotary angles of other coordinates than the configuration says, in the form of :data:`SCORE_MISREADINGS`."""
     config = decoder.config
     turned = {"mrope_interleaved": not config.mrope_interleaved}
     alone = {"mrope_section": (config.shape.head_dim // 2, 0, 0), "mrope_interleaved": False}
@@ -200,7 +200,7 @@ def _of_block_before(compared: Compared, stage: Stage, prompt: Prompt, own: _Giv
 
 
 def _previous_misread(own: _Given, before: _Given) -> tuple[_Misreading, ...]:
-    """What a score of source `previous` may be taken for, in the form of :data:`MISREADINGS`."""
+    """What a score of source `previous` may be taken for, in the form of :data:`SCORE_MISREADINGS`."""
     rule, everyone = "RR-SCORE-007", list(range(len(own["hidden"])))
     return (
         (rule, "of the deciding block's own input", lambda _: dict(own)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EDGES = (*(float(f"{digits}e{power}") for power in range(-6, 0) for digits in ("1", "3.16")), 1.0)
-"""Where one bin ends and the next begins: two per decade, the clamps of τ (RR-NUM-002) among them."""
+"""The edges between bins, two per decade. The clamps of τ in float32 (RR-NUM-002) are among them."""
 
 
 @dataclass
