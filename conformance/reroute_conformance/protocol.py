@@ -28,13 +28,13 @@ PROFILES: Mapping[str, str] = {
     "low-precision": "float16 and bfloat16",
     "hf": "transformers models of the claimed families",
 }
-"""What a target may claim, in the order of the report, and what it means."""
+"""The profiles that a target may claim, in the order of the report, with what each means."""
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-"""Model families of profile ``hf``; a target that does not say which it runs claims the first."""
+"""The model families of profile ``hf``. A target that does not say which it runs claims the first."""
 
 DTYPES = ("float16", "bfloat16")
-"""What profile ``low-precision`` computes in; a target that does not say which claims both."""
+"""The precisions of profile ``low-precision``. A target that does not say which it runs claims both."""
 
 MEMBERS: Mapping[str, tuple[str, ...]] = {
     "core": ("select", "plan", "run"),
@@ -57,7 +57,7 @@ Decisions: TypeAlias = Sequence[Sequence[Sequence[int]]] | None
 """Selections to run in place of the scores' own, per request and decision; None: the scores decide."""
 
 Answer: TypeAlias = dict[str, Any]
-"""What a target shows of one request; :meth:`Target.run` lists it."""
+"""The answer to one request; :meth:`Target.run` lists its entries."""
 
 
 class Target(Protocol):
@@ -219,7 +219,7 @@ WORKS: Mapping[str, str] = {
     "decode": "``tokens`` [B, T] one by one after a prefill; the cache is as before afterwards",
     "reorder": "the requests of a prefill's cache in ``order`` [B]",
 }
-"""What ``vlm-reroute bench`` times. All but ``select`` are also given ``model``, ``inputs`` and ``schedule``."""
+"""The works that ``vlm-reroute bench`` times. All but ``select`` are also given ``model``, ``inputs`` and ``schedule``."""
 
 
 class Timed(Protocol):

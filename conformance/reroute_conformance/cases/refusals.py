@@ -96,7 +96,7 @@ class RefusalCase(Case):
 
 
 LAYOUT = [False, True, True, True, False], [2]
-"""Flags of a request's rows, and a feature count too low, of whoever asks ``plan``."""
+"""The flags of a request's rows, and a feature count that is too low for them. Faults that are asked of ``plan`` give both."""
 
 KINDS[RefusalCase.kind] = RefusalCase
 
@@ -285,7 +285,7 @@ FAULTS: dict[str, Fault] = {
         families=("qwen3_5",),
     ),
 }
-"""By name."""
+"""Every fault by its name."""
 
 
 def refusals(family: str) -> tuple[RefusalCase, ...]:

@@ -24,9 +24,9 @@ from ..verdicts.verdict import Verdict
 from .selection import judge_selection
 
 NOTHING = Measured(*[torch.empty(0)] * 3)
-"""In place of a quantity that a check names and that is judged elsewhere."""
+"""Stands for a quantity that a check names and that is judged elsewhere."""
 _QUANTITY = frozenset({"scores", "keys", "residual", "states"})
-"""What checks call a measured quantity."""
+"""The names by which checks call a measured quantity."""
 
 
 @dataclass(frozen=True)

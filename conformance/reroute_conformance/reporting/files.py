@@ -11,7 +11,7 @@ from .page import page
 from .records import Record, verdict_line
 
 FILES = ("report.jsonl", "junit.xml", "report.html", "verdict.txt")
-"""What :func:`write_report` writes, beside the failing cases."""
+"""The files that :func:`write_report` writes. The failing cases stand beside them."""
 
 
 def write_report(records: Sequence[Record], folder: Path) -> None:

@@ -25,7 +25,8 @@ from ..checks import Check
 
 _LONGEST_SESSION = 8  # operations
 _SEED = 2606_12412
-"""Without one, Hypothesis takes it from the source of the function that it calls: an edit there would draw other cases."""
+"""The seed of every default run. Without it Hypothesis would take one from the source of the function that it calls, so that an
+edit there would draw other cases."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .runner import claimed_checks, run_check
 
 _Given = TypeVar("_Given")
 _ROUND = 25
-"""Cases of a check before a search goes on to the next: also a short one looks at all of them."""
+"""How many cases of a check a search draws before it goes on to the next check, so that a short search looks at all checks."""
 
 
 def run_checks(

@@ -11,7 +11,7 @@ from .runner import chosen_profiles, claimed_checks, report_of, run_check
 
 _EXAMPLES = 2
 _SLOW = ("hf", "nuwa", "low-precision")
-"""Profiles that are left out: what they show of models, the others show of the canonical decoder in seconds."""
+"""The profiles that a smoke leaves out. They run whole models; the others show the same of the canonical decoder in seconds."""
 
 
 def smoked(target: Target, *, core: bool = False) -> Report:

@@ -18,7 +18,7 @@ from typing import IO, cast
 from .answers import UnansweredError
 
 LONGEST_LINE = 16 * 2**20
-"""Bytes of a line that are read before a target that never ends it is given up."""
+"""How many bytes of one line are read. A target that sends more without an end of line is given up."""
 
 _CHUNK = 2**16
 _STDERR_TAIL = 2**12

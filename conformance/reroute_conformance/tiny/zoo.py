@@ -15,7 +15,8 @@ from .llava import tiny_llava
 from .qwen import tiny_qwen
 
 _STD = {"qwen3_5": 0.1}
-"""Of matrices. Wider ones make linear attention enlarge rounding a hundredfold, so that a short prompt is right by luck."""
+"""The standard deviation of a family's matrices. Wider matrices make linear attention enlarge rounding a hundredfold, so that a
+short prompt would be right by luck."""
 
 
 def forget_target_models() -> None:

@@ -71,7 +71,7 @@ SCORE_MISREADINGS: tuple[_Misreading, ...] = (
     ("RR-SCORE-004", "of another reduction over heads", _other_heads),
     ("RR-SCORE-004", "of the last row alone", _last_alone),
 )
-"""Rule, what it is taken for, and the arguments of the reference's score that it changes."""
+"""Every misreading with its rule, what the scores then are, and the arguments of the reference's score that it changes."""
 
 
 def score_rule(compared: Compared, stage: Stage, scores: Measured) -> tuple[str, str]:

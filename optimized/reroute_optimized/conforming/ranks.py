@@ -28,7 +28,7 @@ from transformers.distributed import DistributedConfig
 from ..parallel.shards import Shards
 
 _PATIENCE = timedelta(seconds=60)
-"""For a process that does not come to a collective."""
+"""How long the processes wait for one that does not come to a collective."""
 
 
 def processes() -> int:

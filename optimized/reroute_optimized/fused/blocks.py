@@ -20,7 +20,8 @@ from .plan import Asking, Starts
 from .weights import product
 
 FUSED = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
-"""Text decoders whose blocks are norm, attention, norm, gated MLP, with these names inside; others are called as modules."""
+"""The text decoders whose blocks the fused engine computes itself: norm, attention, norm, gated MLP. The blocks of all others are
+called as modules."""
 
 _VALUE = ("v_proj", None)
 

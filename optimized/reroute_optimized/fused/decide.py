@@ -17,7 +17,7 @@ from .blocks import Angles
 from .plan import Asking, PackedDecision, PackedPlan, PackedStage, Starts
 
 Scored = tuple[Tensor, Tensor | None]
-"""Score of every row alive, [W] float32, and the keys [W, Hkv, D] of the block that decides where they were computed for it."""
+"""The score of every row alive, [W] float32, and the keys [W, Hkv, D] of the deciding block where the score needed them."""
 
 
 @dataclass

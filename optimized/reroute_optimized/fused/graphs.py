@@ -25,12 +25,12 @@ T = TypeVar("T")
 LOG = logging.getLogger("reroute_optimized.graphs")
 
 MOST_GRAPHS = 64
-"""Graphs kept: one a layout and batch size of prompts, one a batch size and power of two of pages in decode."""
+"""How many graphs are kept. Prompts need one per layout and batch size, decode one per batch size and power of two of pages."""
 
 FIRST = "met for the first time"
 
 SHARE_OF_DEVICE = 0.1
-"""Of the device's memory, which graphs may hold at most; the caches need the rest."""
+"""The share of the device's memory that graphs may hold. The caches need the rest."""
 
 
 class Executor(Protocol):

@@ -15,7 +15,7 @@ from .table import MOST_CHANNELS
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INDEX = (torch.int32,)
 MOST_REQUESTS = 65535
-"""Programs along the second and third axis of a grid."""
+"""The most programs that a grid has along its second and third axis."""
 
 
 def interpreted() -> bool:

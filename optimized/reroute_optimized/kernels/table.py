@@ -23,10 +23,11 @@ SELECT_ROWS = 4096
 """Most candidates or rows that one step of the selection looks at; a request of fewer has one smaller tile."""
 
 SELECT_LEAST = 128
-"""Fewest, so that short requests share one compiled kernel."""
+"""Fewest candidates or rows of a tile, so that short requests share one compiled kernel."""
 
 DECODE_SPLIT = 256
-"""Cached rows of one split of decode attention: the same whatever the batch, so that its bits are."""
+"""Cached rows of one split of decode attention. It is the same for every batch, so that a request's bits do not depend on the
+batch."""
 
 DECODE_ROWS = 32
 """Rows of a split that are read at once."""

@@ -25,14 +25,15 @@ from ..turn.layout import Flags
 _SIDE, _DEPTH = 24, 24
 PATCHES = _SIDE * _SIDE
 _AVERAGED = range(16, 25)
-"""Hidden states whose mean says what resembles what; 0 are the embeddings, so state k is what block k - 1 returns."""
+"""The hidden states whose mean is compared to find patches that resemble each other. State 0 are the embeddings, so state k is
+what block k - 1 returns."""
 _REACH = math.sqrt(280)
 _ALONE = 0.55
-"""Quantile of the pillars' metric from which on a pillar takes only itself."""
+"""The quantile of the pillars' metric from which on a pillar gathers only itself."""
 _OTHERWISE = "1/10"
-"""What stage 2 keeps of a number of rows that no tier names."""
+"""The share of rows that stage 2 keeps where no tier names a number."""
 _TIERS = {"64": (1, 112), "128": (2, 224), "192": (3, 336)}
-"""Candidates of every 2 x 2 region, and pillars."""
+"""Per tier, how many candidates every 2 x 2 region gives, and how many pillars there are."""
 _DROPPED = -torch.inf
 
 

@@ -102,7 +102,7 @@ def over_all_heads(scores: Tensor, reduction: str, heads: int, projection: nn.Mo
 
 
 _LOST = ("gloo", "pair closure")
-"""In what gloo says of another process; the second of a group that has given one up before."""
+"""Words in gloo's messages about a lost process. It says the second of a group that has given a process up before."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from reroute_spec import DecoderShape, Plan, cost, decode_cost
 from .machine import Rates
 
 Part = tuple[int, int]
-"""FLOPs and bytes of what runs before the next part does."""
+"""The FLOPs and bytes of one part of a work; the next part starts when it has ended."""
 _SCORE_BYTES, _INDEX_BYTES = 4, 8
 
 

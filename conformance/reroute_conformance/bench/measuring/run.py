@@ -31,7 +31,7 @@ DEFAULT = tuple(name for name in SUITES if name != "scaling")
 _BASES = (UNROUTED, "reference")
 _SLOW = ("reference",)
 _CREDIBLE = 1.5
-"""Times what the machine was measured to do: no target that does the work reaches more."""
+"""A target that seems to do more than so many times the measured rates of the machine does not do the work."""
 _ALLOWANCE, _SCALING = 140.0, 240.0
 """Seconds that the attempts at all cases of a suite may take, so that it ends on a slow machine too."""
 

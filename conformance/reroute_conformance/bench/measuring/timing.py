@@ -14,7 +14,7 @@ import torch
 Call = Callable[[], object]
 _T = TypeVar("_T")
 MOST_SPREAD, MOST_TRIES = 0.10, 3
-"""A run whose first member spreads by more was disturbed, and is repeated up to so many times."""
+"""Times that spread by more than this were disturbed. The case is then timed again, up to so many times."""
 _LEAST_SECONDS = 2e-3  # of a timed sample: a clock's tick is far below
 _LEAST_ROUNDS = 3
 _LONG = 0.1  # seconds of a call that a cold cache does not make much longer

@@ -18,7 +18,8 @@ from .machine import Place
 from .models import BEFORE, TEXT, VISUAL, canonical, decoder, own, rows
 
 UNROUTED, PLAIN, MAP = "unrouted", "floor", "attention map"
-"""Who is measured beside targets: the model as it is; the plan's blocks called plainly; scores out of the whole map."""
+"""The names of what is measured beside the targets: the unrouted model, the plan's blocks called plainly, and scores that
+are taken out of a whole attention map."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from ..measuring.timing import MOST_SPREAD
 
 _LEAST = 0.03
-"""A smaller change is not told: machines differ by as much from boot to boot."""
+"""A smaller change is not reported, because machines differ by as much from boot to boot."""
 Ratio = tuple[float, float, float]
 """A median, and first and third quartile."""
 
@@ -142,7 +142,7 @@ def unpaired(old: dict[str, Any], new: dict[str, Any]) -> list[Unpaired]:
 
 _KV = "KV bytes"
 _Figures = Iterator[tuple[str, bool, Ratio, Ratio]]
-"""What of a figure can be compared: in words, whether more is better, median and quartiles before and after."""
+"""A figure that can be compared: its words, whether more is better, and its median with quartiles before and after."""
 
 
 def _pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -17,7 +17,8 @@ from .svg import LINE, STYLE, TEXT, svg_of
 
 _INK = {TEXT: "var(--text)", LINE: "var(--line)", "#030303": "var(--card)"}
 _WIDTH, _WORDS, _SMALL = 4.3, 12, 11
-"""Inches and points. A phone shows a plot about as many of its pixels wide as this has points, so words have a page's sizes there."""
+"""Inches and points. A phone shows a plot about as many pixels wide as it has points here, so its words have the size of the
+page's words."""
 _SERIES = tuple(f"#0404{index:02x}" for index in range(8))
 """Colours that stand for the page's variables ``--series-0`` …; who is measured keeps the same one in all plots."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TASKS = Path(__file__).parent / "tasks"
-"""What ``--include_path`` is given."""
+"""The folder to give to ``--include_path``."""
 
 _MODELS = {"llava_hf": "LlavaHf", "qwen2_5_vl": "Qwen25VL", "qwen3_vl": "Qwen3VL"}
 
