@@ -156,7 +156,7 @@ class _SessionJudge:
     def _crop_allowed(self, rows: int, error: Any, accepted: bool) -> bool:
         """Whether a crop may be judged further: refused or accepted as RR-KV-009 says."""
         since = min(len(cache.reach) - 1 for cache in self.sessions[0].caches)
-        allowed = rows == 0 or (rows <= since and "linear_attention" not in self.decoder.kinds)
+        allowed = rows == 0 or (0 < rows <= since and "linear_attention" not in self.decoder.kinds)
         if not accepted and allowed:
             detail = f"{rows} rows, of {since} since the last routed turn, were not dropped: {error}"
             self.verdict.violate("RR-KV-009", self.where, detail)

@@ -94,8 +94,12 @@ class ReferenceSession:
             return [cache.copy() for cache in self.caches for _ in range(operation["times"])]
         moved = [cache.copy() for cache in self.caches]
         if kind == "crop":
+            if operation["rows"] < 0:  # RR-KV-009
+                raise RerouteError(
+                    "rows", f"{operation['rows']} rows", "give how many rows to drop, 0 or more"
+                )
             for cache in moved:
-                cache.crop(-operation["rows"] if operation["rows"] else 0)
+                cache.crop(-operation["rows"])
         elif kind != "decode":
             raise RerouteError("op", f"{kind!r} is not known", "see Target.session")
         return moved

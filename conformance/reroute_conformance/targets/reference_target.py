@@ -78,7 +78,7 @@ class ReferenceTarget:
     ) -> Mapping[str, Any]:
         """See :class:`~reroute_conformance.protocol.Target`."""
         if not isinstance(given, str):
-            return Schedule.from_dict(given).to_dict()
+            return Schedule.from_dict(given).validate(num_layers, attention_blocks).to_dict()
         return preset(given, num_layers, attention_blocks).to_dict()
 
     def first_stage(self, model: nn.Module, inputs: Inputs, tier: str) -> Mapping[str, Any]:

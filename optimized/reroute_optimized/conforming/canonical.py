@@ -60,7 +60,10 @@ def build(config: CanonicalConfig, weights: dict[str, Tensor]) -> nn.Module:
     }
     vision = {name: tensor for name, tensor in model.state_dict().items() if ".visual." in name}
     like = weights["embed_tokens.weight"]
-    model.to(device=like.device, dtype=like.dtype).load_state_dict({**vision, **state})
+    model.to(device=like.device)
+    for parameter in model.parameters():  # inverse frequencies stay float32, as `from_pretrained` leaves them
+        parameter.data = parameter.data.to(like.dtype)
+    model.load_state_dict({**vision, **state})
     built: nn.Module = model.eval().requires_grad_(False)
     return built
 
@@ -75,8 +78,9 @@ def _scalar(
         )  # Qwen3 biases the output projection too; the canonical decoder does not
         model = Qwen3ForCausalLM(Qwen3Config(**sizes, attention_bias=biased))
         return model, _zeros(config, weights, "o", config.shape.hidden_size) if biased else {}
-    if config.attention_bias:
-        return Qwen2ForCausalLM(Qwen2Config(**sizes)), {}
+    # Llama refuses a hidden size that its heads do not divide; Qwen2 takes it, and has biases
+    if config.attention_bias or config.shape.hidden_size % config.shape.num_attention_heads:
+        return Qwen2ForCausalLM(Qwen2Config(**sizes)), _zero_biases(config, weights)
     return LlamaForCausalLM(LlamaConfig(**sizes)), {}
 
 
@@ -96,15 +100,7 @@ def _three_coordinates(
             Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids),
             attn_implementation=attention,
         )
-        heads: dict[str, int] = {
-            "q": shape.num_attention_heads,
-            "k": shape.num_key_value_heads,
-            "v": shape.num_key_value_heads,
-        }
-        extra: dict[str, Tensor] = {}
-        for name, count in () if config.attention_bias else heads.items():
-            extra |= _zeros(config, weights, name, count * shape.head_dim)
-        return model, extra
+        return model, _zero_biases(config, weights)
     text = {**sizes, "rope_parameters": {**rope, "mrope_interleaved": True}}
     vision |= {"num_position_embeddings": 4, "deepstack_visual_indexes": []}
     biased = config.attention_bias
@@ -124,6 +120,20 @@ def _three_coordinates(
         for block in decoder.layers:
             block.self_attn.q_norm = block.self_attn.k_norm = nn.Identity()
     return model, _zeros(config, weights, "o", shape.hidden_size) if biased else {}
+
+
+def _zero_biases(config: CanonicalConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Biases of queries, keys and values that do nothing, where the canonical decoder has none."""
+    if config.attention_bias:
+        return {}
+    shape, extra = config.shape, dict[str, Tensor]()
+    for name, heads in (
+        ("q", shape.num_attention_heads),
+        ("k", shape.num_key_value_heads),
+        ("v", shape.num_key_value_heads),
+    ):
+        extra |= _zeros(config, weights, name, heads * shape.head_dim)
+    return extra
 
 
 def _zeros(

@@ -55,6 +55,7 @@ def rules_broken(case, change=lambda shown: None):
         [PREFILL, IMAGES, {"op": "crop", "rows": 0}, DECODE],
         [PREFILL, DECODE, {"op": "crop", "rows": 1}, DECODE],
         [PREFILL, DECODE, {"op": "crop", "rows": 2}, DECODE],
+        [PREFILL, DECODE, {"op": "crop", "rows": -1}, DECODE],
         [PREFILL, {"op": "reorder", "order": [1, 0]}, TEXT],
         [PREFILL, {"op": "select", "order": [1]}, PREFILL, IMAGES, TEXT],
         [PREFILL, {"op": "repeat", "times": 2}, {"op": "decode", "seed": 1, "requests": 4}],
@@ -113,6 +114,16 @@ def test_what_is_wrong_is_named(operations, change, rule):
         return result if isinstance(result, list) else None
 
     assert rules_broken(session(*operations), altered)[:1] == [rule]
+
+
+def test_a_negative_crop_is_refused():
+    operations = [PREFILL, DECODE, {"op": "crop", "rows": -1}]
+
+    def accepted(shown):
+        shown[2] = shown[1]
+
+    assert rules_broken(session(*operations)) == []
+    assert rules_broken(session(*operations), accepted) == ["RR-KV-009"]
 
 
 def test_a_refused_operation_changes_nothing():

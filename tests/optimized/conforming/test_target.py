@@ -52,6 +52,31 @@ def test_canonical_decoders_are_real_models(action, bias, norm):
     assert_close(model.model.rotary_emb.inv_freq[1], torch.tensor(5000.0) ** (-2 / 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("section", [None, (4, 2, 2)])
+def test_positions_far_away_are_turned_exactly_in_half_precision(dtype, section):
+    config = CanonicalConfig(SHAPE, 50, mrope_section=section)
+    weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in config.weight_shapes().items()}
+    model, positions = build(config, weights), torch.tensor([[0, 800, 5000]])
+    decoder = model.model if section is None else model.model.language_model
+    given = positions if section is None else positions.expand(3, -1, -1)
+    cos, sin = decoder.rotary_emb(torch.zeros(1, 3, 64, dtype=dtype), position_ids=given)
+    angles = positions[..., None] * 10000.0 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    for found, right in ((cos, angles.cos()), (sin, angles.sin())):
+        assert found.dtype == dtype
+        assert (found[..., :8].double() - right).abs().max() <= torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_heads_need_not_divide_the_hidden_size(bias):
+    config = decoder_config(2, heads=8, kv_heads=2, attention_bias=bias)
+    config["shape"]["hidden_size"] = 20
+    schedule = Schedule("reroute", (Decision(1, "0.5"),))
+    case = DecoderCase(schedule.to_dict(), [Row("tvvvvt", 3)], config=config)
+    operations = [{"op": "prefill", "inputs": case.inputs()}, {"op": "decode", "tokens": torch.tensor([5])}]
+    assert_same_session(case.model, schedule, operations)
+
+
 @pytest.mark.parametrize(
     ("bias", "norm", "interleaved", "heads"),
     list(product([False, True], [False, True], [False, True], [2, 4])),
