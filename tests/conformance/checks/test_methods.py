@@ -17,7 +17,7 @@ from reroute_conformance.running.runner import run_check, run_suite
 from reroute_conformance.targets import ReferenceTarget, reference
 from reroute_reference import CanonicalDecoder
 from reroute_reference.routing import score
-from reroute_spec import presets
+from reroute_spec import RerouteError, presets
 
 CHECKS = {check.name: check for check in checks()}
 
@@ -120,3 +120,11 @@ def test_a_schedule_that_cannot_be_read_is_malformed():
         violation = run_check(CHECKS[name], Malformed(), examples=20).failure.violation
         assert violation.rule == "RR-ERR-003"
         assert "is no schedule" in violation.detail
+
+
+@pytest.mark.parametrize(("layer", "attention_blocks"), [(9, None), (4, [3, 7])])
+def test_the_reference_holds_a_schedule_against_its_decoder(layer, attention_blocks):
+    data = {"action": "reroute", "decisions": [{"layer": layer, "keep": "1/2"}]}
+    with pytest.raises(RerouteError) as refused:
+        ReferenceTarget().schedule(data, 8, attention_blocks)
+    assert refused.value.field == "decisions[0].layer"
