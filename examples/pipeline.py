@@ -20,7 +20,7 @@ TASK = "image-text-to-text"
 def load(name: str | None) -> Pipeline:
     """The pipeline of a checkpoint, or of the suite's tiny LLaVA."""
     if name is None:
-        from reroute_conformance.tiny import tiny_llava, tiny_processor
+        from reroute_conformance.tiny import tiny_llava, tiny_processor  # a checkpoint needs no suite
 
         return pipeline(TASK, model=tiny_llava(), processor=tiny_processor())
     return pipeline(TASK, model=name, dtype="auto", device_map="auto")

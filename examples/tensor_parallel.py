@@ -26,7 +26,7 @@ QUESTION = "where is the red ball ?"
 @contextmanager
 def tiny_checkpoint() -> Iterator[str]:
     """A folder with the suite's tiny LLaVA, which the first process writes and all read."""
-    from reroute_conformance.tiny import tiny_llava, tiny_processor
+    from reroute_conformance.tiny import tiny_llava, tiny_processor  # a checkpoint needs no suite
 
     with TemporaryDirectory() as own:
         shared = [own]

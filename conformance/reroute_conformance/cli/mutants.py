@@ -22,7 +22,7 @@ def mutants(
     from rich.progress import track
 
     from ..mutants import MUTANTS, mutant
-    from ..reporting import console as terminal
+    from ..reporting.console import new_console, new_table
     from ..running.mutant_runs import run_mutants
 
     chosen = [entry for entry in MUTANTS if not names or entry.name in names]
@@ -45,16 +45,14 @@ def mutants(
     if as_json:
         typer.echo(json.dumps({"killed": killed, "mutants": records}))
     else:
-        table = terminal.table(
-            "Mutants of the reference", 4, "mutant", "rule", "check", "outcome", "examples"
-        )
+        table = new_table("Mutants of the reference", 4, "mutant", "rule", "check", "outcome", "examples")
         for record in records:
             lived = "[red]survived[/]" if record["by"] is None else f"[red]{record['by']} instead[/]"
             outcome = "[green]killed[/]" if record["killed"] else lived
             table.add_row(
                 *(str(record[key]) for key in ("mutant", "rule", "check")), outcome, str(record["examples"])
             )
-        console = terminal.console()
+        console = new_console()
         console.width = max(console.width, 120)  # names are not to be cut where there is no terminal
         console.print(table)
         typer.secho(f"killed {killed} of {len(records)}", bold=True)

@@ -73,7 +73,7 @@ def _plan_data(schedule: Schedule, request: Plan, costs: Cost, step: DecodeCost)
 
 
 def _print_plan(title: str, request: Plan, costs: Cost, step: DecodeCost) -> None:
-    from ..reporting import console as terminal
+    from ..reporting.console import new_console, new_table
 
     text = request.num_rows - request.num_visual
     stages = [(stage, costs.blocks[stage.first : stage.last + 1]) for stage in request.stages]
@@ -92,7 +92,7 @@ def _print_plan(title: str, request: Plan, costs: Cost, step: DecodeCost) -> Non
         "scoring",
         f"KV {kv_name}",
     )
-    table = terminal.table(title, 2, *columns)
+    table = new_table(title, 2, *columns)
     for stage, blocks in stages:
         kv_rows, scoring = sum(block.kv_rows for block in blocks), blocks[0].scoring
         table.add_row(
@@ -105,7 +105,7 @@ def _print_plan(title: str, request: Plan, costs: Cost, step: DecodeCost) -> Non
             f"+{scoring / flops:.2f}" if scoring else "",
             f"{kv_rows * costs.kv_row_bytes / kv:.1f}",
         )
-    console = terminal.console()
+    console = new_console()
     console.print(table)
     lines = [
         f"Visual rows and rows run are per block; KV rows, {flops_name} and KV {kv_name} are of all the stage's blocks.",

@@ -88,9 +88,9 @@ def _print_list(result: Audit) -> None:
 
 
 def _print_audit(result: Audit) -> None:
-    from ..reporting import console as terminal
+    from ..reporting.console import new_console
 
-    console = terminal.console()
+    console = new_console()
     waiting: dict[str, list[str]] = {}
     for rule_id, (parts, until) in result.planned.items():
         waiting.setdefault(until, []).append(f"{rule_id} ({', '.join(sorted(parts))})")

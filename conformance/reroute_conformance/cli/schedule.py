@@ -69,10 +69,10 @@ def _fit_data(fit: Fit, given: Schedule) -> dict[str, Any]:
 def _print_fit(fit: Fit, given: Schedule, like: str, model: str, output: Path | None) -> None:
     from reroute_spec.budget import format_keep
 
-    from ..reporting import console as terminal
+    from ..reporting.console import new_console, new_table
 
     title = f"{given.label or like} on {model}, every ratio times {float(fit.factor):g}"
-    table = terminal.table(title, 0, "block", "ratio before", "rows", "ratio after", "rows")
+    table = new_table(title, 0, "block", "ratio before", "rows", "ratio after", "rows")
     stages = [[stage for stage in plan.stages if stage.index] for plan in (fit.before, fit.after)]
     decisions = zip(given.decisions, fit.schedule.decisions, *stages, strict=True)
     for before, after, ran, runs in decisions:
@@ -83,7 +83,7 @@ def _print_fit(fit: Fit, given: Schedule, like: str, model: str, output: Path | 
             str(format_keep(after.keep)),
             str(runs.kept),
         )
-    console = terminal.console()
+    console = new_console()
     console.print(table)
     averages = (f"{float(plan.average_visual):.2f}" for plan in (fit.before, fit.after))
     console.print(

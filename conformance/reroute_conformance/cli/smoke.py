@@ -22,7 +22,7 @@ def smoke(
     ] = 60.0,
 ) -> None:
     """A case or two of a check of every kind, in seconds: first of the reference, then of the target. No verdict."""
-    from ..reporting.console import console
+    from ..reporting.console import new_console
     from ..reporting.records import check_record, with_reasons
     from ..reporting.terminal import print_failures
     from ..running.finding import TargetName
@@ -40,7 +40,7 @@ def smoke(
             report = smoked(implementation, core=named != asked)
         cases = sum(result.examples for result in report.results)
         if report.failures:
-            print_failures(console(), [check_record(result) for result in report.results])
+            print_failures(new_console(), [check_record(result) for result in report.results])
             typer.echo(f"{report.target}: {len(report.failures)} of {len(report.results)} checks fail")
             broken = named == TargetName("reference")
             typer.echo(

@@ -35,7 +35,7 @@ def judge_agreement(verdict: Verdict, by_rank: Sequence[Any]) -> bool:
     """
     records = [_records(answer) for answer in by_rank]
     selected, scores = (
-        [[getattr(r, name) for r in each] for each in records] for name in ("selected", "scores")
+        [[_listed(getattr(r, name)) for r in each] for each in records] for name in ("selected", "scores")
     )
     # a NaN is like itself here: whether there may be one, the rules about scores say
     alike = [[_comparable(each) for each in own] for own in scores]
@@ -50,9 +50,14 @@ def judge_agreement(verdict: Verdict, by_rank: Sequence[Any]) -> bool:
     )
 
 
+def _listed(values: Any) -> Any:
+    """Values as a list, whether they came as a list or as a tuple; of another form as they are."""
+    return list(values) if isinstance(values, (list, tuple)) else values
+
+
 def _comparable(scores: Any) -> Any:
     """Scores with None for every NaN; of another form as they are."""
-    return [None if x != x else x for x in scores] if isinstance(scores, (list, tuple)) else scores
+    return [None if x != x else x for x in scores] if isinstance(scores, list) else scores
 
 
 def _records(answer: Any) -> list[Any]:

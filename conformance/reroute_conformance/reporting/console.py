@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def table(title: str | None, left: int, *columns: str) -> Table:
+def new_table(title: str | None, left: int, *columns: str) -> Table:
     """A plain table; the first ``left`` columns are text, the others numbers."""
 
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -16,6 +16,6 @@ def table(title: str | None, left: int, *columns: str) -> Table:
     return made
 
 
-def console() -> Console:
+def new_console() -> Console:
     """A console that leaves text as it is: nothing is wrapped, nothing but marked words is coloured."""
     return Console(soft_wrap=True, highlight=False)

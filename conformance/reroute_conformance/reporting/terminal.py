@@ -9,16 +9,16 @@ from reroute_spec.rules import rules
 from rich.console import Console
 
 from ..verdicts.tolerance import AMBIGUOUS_SHARE
-from . import console as terminal
+from .console import new_console, new_table
 from .records import Record, verdict_line
 
 
 def print_report(records: Sequence[Record], folder: Path) -> None:
     """Print the records of a report that stands in ``folder``. The last line is the verdict."""
     header, checks, footer = records[0], records[1:-1], records[-1]
-    console = terminal.console()
+    console = new_console()
     columns = ("check", "profile", "result", "cases", "decisions", "ambiguous", "seconds")
-    table = terminal.table(None, 3, *columns)
+    table = new_table(None, 3, *columns)
     for check in checks:
         counts = (check["decisions"], check["ambiguous"]) if check["decisions"] else ("", "")
         numbers = (str(count) for count in (check["examples"], *counts))

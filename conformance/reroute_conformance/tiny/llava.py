@@ -135,12 +135,16 @@ def tiny_llava(
     return model.eval()
 
 
-def narrow_llava(seed: int = 0, *, num_layers: int = 32) -> LlavaForConditionalGeneration:
+def narrow_llava(
+    seed: int = 0, *, num_layers: int = 32, heads: tuple[int, int] = (2, 2), attention: str = "eager"
+) -> LlavaForConditionalGeneration:
     """A LLaVA-1.5 whose tower has the 24 blocks over 24 x 24 patches that Nüwa's first stage is defined for, all narrow.
 
     Args:
         seed: of the weights, random; in eval mode, float32.
         num_layers: decoder blocks.
+        heads: query heads and key heads of the decoder.
+        attention: ``eager`` or ``sdpa``.
     """
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -157,15 +161,15 @@ def narrow_llava(seed: int = 0, *, num_layers: int = 32) -> LlavaForConditionalG
             hidden_size=32,
             intermediate_size=32,
             num_hidden_layers=num_layers,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            num_attention_heads=heads[0],
+            num_key_value_heads=heads[1],
             bos_token_id=None,
             eos_token_id=None,
         ),
         image_token_index=NARROW_IMAGE,
         image_seq_length=NARROW_PATCHES,
     )
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

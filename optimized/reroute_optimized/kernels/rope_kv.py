@@ -1,4 +1,4 @@
-"""Applies rotary embedding at original positions, and writes keys and values to a block's own pages (RR-KV-001, RR-BLOCK-004).
+"""Applies rotary embedding at original positions, and writes keys and values to a block's own pages (RR-KV-001, RR-BLOCK-005).
 
 There is one program for each row. A slot below zero skips the cache, so that a fixed grid may be larger than the rows
 there are.

@@ -19,7 +19,7 @@ LAYERS = 8
 
 @cache
 def llava():
-    model = narrow_llava(num_layers=LAYERS)
+    model = narrow_llava(num_layers=LAYERS, heads=(4, 2), attention="sdpa")
     model.generation_config.eos_token_id = None
     return model
 

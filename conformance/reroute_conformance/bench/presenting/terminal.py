@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from ...reporting import console as terminal
+from ...reporting.console import new_console, new_table
 from ..measuring.timing import MOST_SPREAD
 from .compare import Comparison
 from .tables import QUARTILES, TITLES, columns, counted, machine_line, moved, rows, suites, untold
@@ -15,10 +15,10 @@ from .tables import QUARTILES, TITLES, columns, counted, machine_line, moved, ro
 
 def show(record: dict[str, Any]) -> None:
     """Tables, who was not measured and why, the machine."""
-    console = terminal.console()
+    console = new_console()
     console.width = max(console.width, 160)  # names are not to be cut where there is no terminal
     for name, cases in suites(record).items():
-        table = terminal.table(TITLES[name], 2, "case", "who", *columns(cases))
+        table = new_table(TITLES[name], 2, "case", "who", *columns(cases))
         for case in cases:
             for row in rows(case, cases):
                 table.add_row(escape(row.case), escape(row.name), *row.cells)
