@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import math
 import random
-import struct
 
 from hypothesis import strategies as st
 
 from .case import SelectCase
-
-
-def _bits(value: float) -> int:
-    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+from .strategies import bits_of
 
 
 @st.composite
@@ -26,7 +22,7 @@ def attention_cases(draw: st.DrawFn) -> SelectCase:
     n = draw(st.integers(1, 8) | st.sampled_from([144, 576, 1024, 2048]))
     seed, heads = draw(st.integers(0, 999)), draw(st.sampled_from([1, 2, 8]))
     spread = draw(st.sampled_from([0.5, 2.0, 8.0]))
-    bits = [_bits(score) for score in _attention(random.Random(seed), n, heads, spread)]
+    bits = [bits_of(score) for score in _attention(random.Random(seed), n, heads, spread)]
     for _ in range(draw(st.integers(0, 2))):  # patches of sky: as if one had been copied
         start, length = draw(st.integers(0, n - 1)), draw(st.integers(2, 64))
         bits[start : start + length] = [bits[start]] * len(bits[start : start + length])
@@ -34,7 +30,7 @@ def attention_cases(draw: st.DrawFn) -> SelectCase:
     threshold = sorted(bits, reverse=True)[max(k, 1) - 1]
     at_boundary = draw(st.integers(0, 3))
     if at_boundary == 3:  # where the distance of neighbours changes
-        threshold = _bits(2.0 ** -draw(st.integers(1, 30)))
+        threshold = bits_of(2.0 ** -draw(st.integers(1, 30)))
     for place, ulps in draw(st.dictionaries(st.integers(0, n - 1), st.integers(-3, 3), max_size=12)).items():
         bits[place] = max(0, threshold + ulps)
     return SelectCase(bits=bits, k=k)

@@ -21,18 +21,19 @@ from .models import LlavaCase
 _SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-45, -1e-45, 1.1754943508222875e-38, 1.0, 0.5]
 
 
-def _bits(value: float) -> int:
+def bits_of(value: float) -> int:
+    """The bit pattern of ``value`` in float32, as a signed integer."""
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
 @st.composite
 def select_cases(draw: st.DrawFn) -> SelectCase:
     """Scores with ties, neighbours one ulp apart, signed zeros, infinities and subnormals; k from 0 to n."""
-    special = st.sampled_from(_SPECIAL).map(_bits)
+    special = st.sampled_from(_SPECIAL).map(bits_of)
     softmax_like = st.integers(0, 2**10).map(
-        lambda i: _bits(0.015625) + i // 128
+        lambda i: bits_of(0.015625) + i // 128
     )  # ties and 1-ulp neighbours
-    ordinary = st.floats(-2.0, 2.0, width=32).map(_bits)
+    ordinary = st.floats(-2.0, 2.0, width=32).map(bits_of)
     element = draw(st.sampled_from([special, softmax_like, ordinary, special | softmax_like | ordinary]))
     bits = draw(st.lists(element, min_size=1, max_size=40))
     return SelectCase(bits=bits, k=draw(st.integers(0, len(bits))))

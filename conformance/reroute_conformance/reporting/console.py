@@ -9,7 +9,6 @@ from rich.table import Table
 
 def new_table(title: str | None, left: int, *columns: str) -> Table:
     """A plain table; the first ``left`` columns are text, the others numbers."""
-
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, name in enumerate(columns):
         made.add_column(name, justify="left" if index < left else "right", no_wrap=True)

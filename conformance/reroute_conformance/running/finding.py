@@ -56,7 +56,6 @@ class TargetName:
         if self.target is not None and self.processes == 1:
             yield load_target(self.target)
             return
-
         started: CommandTarget | RankedTarget
         if self.target is None:
             started = CommandTarget(str(self.command), self.timeout)

@@ -15,7 +15,6 @@ from .runner import run_check
 
 def run_mutants(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, CheckResult]]:
     """Every mutant through its check."""
-
     if jobs == 1:
         yield from ((entry, try_mutant(entry.name)) for entry in chosen)
         return
@@ -25,7 +24,6 @@ def run_mutants(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, Check
 
 def try_mutant(name: str) -> CheckResult:
     """One mutant through the check that has to kill it; the result comes without the check, which no pipe takes."""
-
     use_one_thread()
     entry = next(entry for entry in MUTANTS if entry.name == name)
     check = next(check for check in checks() if check.name == entry.check)

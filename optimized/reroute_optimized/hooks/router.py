@@ -188,7 +188,7 @@ class Router:
             watched = request.keep_hidden_states or self.probe is not None
             observe = hidden.append if watched else None
             row = None
-            if self.fused is not None and is_paged(cache):
+            if self.fused is not None and shape[1] == 1 and is_paged(cache):
                 row = partial(run_row, self.decoder, self.fused, cache)
             final = decode(self.decoder, cache, state, request.embeddings, positions, observe, run_row=row)
         except BaseException:

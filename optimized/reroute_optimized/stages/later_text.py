@@ -39,14 +39,14 @@ def decode(
         position_ids: [B or 1, T] or [3, B or 1, T], or None to go on from the largest position so far, deferred rows
             included. Where positions are renumbered, blocks count on from their own rows instead.
         observe: called with every block's output.
-        run_row: runs a single row in place of the blocks, where an engine has a way of its own for it.
+        run_row: runs the blocks on a single row (T = 1), where an engine has a way of its own for it; None: they are
+            called as they are.
 
     Returns:
         [B, T, d] after the final norm.
     """
     batch, new = hidden_states.shape[:2]
     rotaries: list[PositionEmbeddings] = []  # of a single row
-    row = run_row is not None and new == 1
     steps = torch.arange(new, device=hidden_states.device)
     if position_ids is None:
         position_ids = state.next_positions[:, -1:] + steps
@@ -62,9 +62,9 @@ def decode(
             if state.renumbered:
                 rotary = _counted_on(decoder, hidden_states, valid, rows, steps)
             implementation, dtype = decoder.implementation, hidden_states.dtype
-            if not row:
+            if run_row is None:
                 mask = causal_mask(implementation, new, rows + new, valid, dtype, hidden_states.device)
-        if row:
+        if run_row is not None:
             rotaries += [rotary] * sum(cache.layers[i].place == 0 for i in range(held.first, held.last + 1))
             continue
         for layer in range(held.first, held.last + 1):
@@ -72,7 +72,7 @@ def decode(
             hidden_states = decoder.run_block(layer, hidden_states, rotary, own, cache)
             if observe is not None:
                 observe(hidden_states)
-    if run_row is not None and row:
+    if run_row is not None:
         angles = rotaries if state.renumbered else rotaries[:1]
         hidden_states = run_row(hidden_states, angles, observe)
     hidden_states = decoder.final_norm(hidden_states)
